@@ -1,0 +1,217 @@
+// Package api is the registry of Kinds: everything that the rest of the program
+// knows of a resource stands in one Kind descriptor, whether it was compiled in
+// or declared by a CustomResourceDefinition at run time.
+//
+// It owns names and versions, defaulting, validation, what a client may set,
+// table columns, selectable fields and indexes. It is pure: no I/O, no clock,
+// no store. The packages below it hold one API group each.
+package api
+
+import (
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/validation/field"
+)
+
+// Object is any API object with metadata.
+type Object interface {
+	metav1.Object
+	runtime.Object
+}
+
+// Kind describes one resource completely. It is immutable once registered.
+//
+// The hub version is the Go type in which objects are decoded, stored and shared; all
+// functions below take the hub version. A nil function means that there is
+// nothing to do.
+type Kind struct {
+	Group      string // "" for core
+	Kind       string // "Deployment"
+	Resource   string // plural, "deployments"
+	Singular   string // "deployment"
+	ShortNames []string
+	Categories []string
+	Namespaced bool
+
+	// Versions in order of preference; exactly one has Hub set.
+	Versions []Version
+
+	// Default fills what the client left out (after decoding, before admission). It is
+	// idempotent.
+	Default func(obj Object)
+	// Strategy rules create and update of the main resource.
+	Strategy
+	// Desired tells whether an update changes the desired state, so that
+	// metadata.generation grows. Nil: the kind keeps no generation.
+	Desired func(obj, old Object) bool
+	// Grace is the number of seconds that a deletion waits for the owner of the
+	// running thing (the node of a pod), 0 for at once. requested is
+	// DeleteOptions.gracePeriodSeconds. Nil: always at once.
+	Grace func(obj Object, requested *int64) int64
+
+	// CreateOnUpdate lets PUT create an absent object.
+	CreateOnUpdate bool
+	// UnconditionalUpdate lets PUT replace an object without naming its resourceVersion.
+	UnconditionalUpdate bool
+	// ValidateName gives what is wrong with a name; prefix is set for the
+	// generateName part. Nil: RFC 1123 subdomain.
+	ValidateName func(name string, prefix bool) []string
+	// Verbs of the main resource as discovery names them; nil means all eight:
+	// create delete deletecollection get list patch update watch.
+	Verbs []string
+	// Virtual kinds are answered by the server and never stored
+	// (SubjectAccessReview, TokenReview, ComponentStatus).
+	Virtual bool
+	// Relaxed objects are committed without waiting for the disk (Event, Lease).
+	Relaxed bool
+
+	Columns []Column
+	// Fields are the selectable fields beside metadata.name and metadata.namespace, by
+	// the name that a field selector uses.
+	Fields map[string]func(obj Object) string
+	// Indexes file objects under values for in-process readers (store.Snapshot.Index).
+	// The indexes "owner" (by controller and other owner UIDs) and "label" are not
+	// listed here: every kind has "owner".
+	Indexes map[string]func(obj Object) []string
+
+	Subresources []Subresource
+}
+
+// Version is one served version of a Kind.
+type Version struct {
+	Name string // "v1"
+	// New and NewList make empty objects of this version.
+	New     func() runtime.Object
+	NewList func() runtime.Object
+	// Hub marks the version in which the object lives.
+	Hub bool
+	// NotServed versions can be stored but not requested.
+	NotServed bool
+	// Deprecated is the warning that each request in this version is given.
+	Deprecated string
+	// ToHub and FromHub convert an object between this version and the hub. They do
+	// not change their argument. Nil for the hub itself.
+	ToHub   func(runtime.Object) (Object, error)
+	FromHub func(Object) (runtime.Object, error)
+}
+
+// Strategy is what happens to an object on its way in.
+type Strategy struct {
+	// PrepareCreate resets what a client may not set when it creates.
+	PrepareCreate func(obj Object)
+	// PrepareUpdate takes from old what this endpoint may not change. obj may be
+	// changed, old not.
+	PrepareUpdate func(obj, old Object)
+	// Validate and ValidateUpdate return field errors in upstream's words. Metadata
+	// has been validated already; ValidateUpdate includes what Validate would say
+	// where upstream does so.
+	Validate       func(obj Object) field.ErrorList
+	ValidateUpdate func(obj, old Object) field.ErrorList
+	// Warnings are sent to the client beside a successful answer. old is nil on create.
+	Warnings func(obj, old Object) []string
+}
+
+// Subresource is an endpoint below an object.
+type Subresource struct {
+	Name string // "status"
+	// Type is the kind that goes over the wire, zero for that of the resource itself.
+	Type schema.GroupVersionKind
+	// Verbs as discovery names them ("get", "patch", "update", "create").
+	Verbs []string
+	// Strategy, if not nil, makes this a further view of the same stored object: GET
+	// returns it, PUT and PATCH go through the strategy. Otherwise the server has a
+	// handler of its own for the name.
+	Strategy *Strategy
+	// Versions to which it is limited, nil for all.
+	Versions []string
+}
+
+// Column is one column of `kubectl get`.
+type Column struct {
+	Name string // "Ready"
+	// Type is "string" (the default if empty), "integer", "number", "boolean" or "date".
+	Type        string
+	Format      string // "name" for the first column
+	Description string
+	// Priority 0 is always shown, 1 only with -o wide.
+	Priority int32
+	// Cell gives a string, int64, float64 or bool; now is for ages.
+	Cell func(obj Object, now time.Time) any
+}
+
+// GroupResource names the resource: its String is store.Key's Resource.
+func (k *Kind) GroupResource() schema.GroupResource {
+	return schema.GroupResource{Group: k.Group, Resource: k.Resource}
+}
+
+// Name is the canonical resource name, "deployments.apps" or "pods".
+func (k *Kind) Name() string { return k.GroupResource().String() }
+
+// Hub returns the version in which objects live.
+func (k *Kind) Hub() *Version {
+	for i := range k.Versions {
+		if k.Versions[i].Hub {
+			return &k.Versions[i]
+		}
+	}
+	return nil
+}
+
+// Version returns the version of that name, or nil.
+func (k *Kind) Version(name string) *Version {
+	for i := range k.Versions {
+		if k.Versions[i].Name == name {
+			return &k.Versions[i]
+		}
+	}
+	return nil
+}
+
+// Subresource returns the subresource of that name, or nil.
+func (k *Kind) Subresource(name string) *Subresource {
+	for i := range k.Subresources {
+		if k.Subresources[i].Name == name {
+			return &k.Subresources[i]
+		}
+	}
+	return nil
+}
+
+// On adapts a function of a concrete type to the form that a Kind takes, so
+// that group packages write their rules on the types they concern.
+func On[T Object](f func(T)) func(Object) {
+	return func(o Object) { f(o.(T)) }
+}
+
+// OnUpdate is On for functions of the new and the old object.
+func OnUpdate[T Object](f func(obj, old T)) func(Object, Object) {
+	return func(o, p Object) { f(o.(T), p.(T)) }
+}
+
+// Checks is On for validation of one object.
+func Checks[T Object](f func(T) field.ErrorList) func(Object) field.ErrorList {
+	return func(o Object) field.ErrorList { return f(o.(T)) }
+}
+
+// ChecksUpdate is On for validation of a change.
+func ChecksUpdate[T Object](f func(obj, old T) field.ErrorList) func(Object, Object) field.ErrorList {
+	return func(o, p Object) field.ErrorList { return f(o.(T), p.(T)) }
+}
+
+// Cell is On for a table cell that needs no clock.
+func Cell[T Object](f func(T) any) func(Object, time.Time) any {
+	return func(o Object, _ time.Time) any { return f(o.(T)) }
+}
+
+// Field is On for a selectable field.
+func Field[T Object](f func(T) string) func(Object) string {
+	return func(o Object) string { return f(o.(T)) }
+}
+
+// Values is On for an index.
+func Values[T Object](f func(T) []string) func(Object) []string {
+	return func(o Object) []string { return f(o.(T)) }
+}

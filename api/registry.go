@@ -1,0 +1,116 @@
+package api
+
+import (
+	"fmt"
+	"sort"
+	"sync"
+	"sync/atomic"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// Registry holds the Kinds that are served. Readers see an immutable table
+// without a lock; CRDs come and go by replacing it.
+type Registry struct {
+	mu    sync.Mutex // guards writers of table
+	table atomic.Pointer[table]
+}
+
+type table struct {
+	byName     map[string]*Kind
+	byKind     map[schema.GroupKind]*Kind
+	byResource map[schema.GroupVersionResource]*Kind
+	all        []*Kind
+	generation int64
+}
+
+// NewRegistry returns a registry with the given Kinds. Two with the same
+// resource or the same kind are a programming error and panic.
+func NewRegistry(kinds ...*Kind) *Registry {
+	r := &Registry{}
+	r.table.Store(newTable(nil, 0))
+	if err := r.Add(kinds...); err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func newTable(kinds []*Kind, generation int64) *table {
+	t := &table{
+		byName:     make(map[string]*Kind, len(kinds)),
+		byKind:     make(map[schema.GroupKind]*Kind, len(kinds)),
+		byResource: make(map[schema.GroupVersionResource]*Kind, len(kinds)),
+		all:        kinds,
+		generation: generation,
+	}
+	for _, k := range kinds {
+		t.byName[k.Name()] = k
+		t.byKind[schema.GroupKind{Group: k.Group, Kind: k.Kind}] = k
+		for _, v := range k.Versions {
+			t.byResource[schema.GroupVersionResource{Group: k.Group, Version: v.Name, Resource: k.Resource}] = k
+		}
+	}
+	return t
+}
+
+// Add registers Kinds. All are added or, on a clash of names, none.
+func (r *Registry) Add(kinds ...*Kind) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.table.Load()
+	all := append([]*Kind(nil), old.all...)
+	names := make(map[string]bool, len(kinds))
+	for _, k := range kinds {
+		if old.byName[k.Name()] != nil || names[k.Name()] {
+			return fmt.Errorf("resource %q is registered already", k.Name())
+		}
+		if k.Hub() == nil {
+			return fmt.Errorf("kind %s.%s has no hub version", k.Kind, k.Group)
+		}
+		names[k.Name()] = true
+		all = append(all, k)
+	}
+	sort.Slice(all, func(i, j int) bool {
+		if all[i].Group != all[j].Group {
+			return all[i].Group < all[j].Group
+		}
+		return all[i].Resource < all[j].Resource
+	})
+	r.table.Store(newTable(all, old.generation+1))
+	return nil
+}
+
+// Remove takes a Kind out, by its canonical resource name.
+func (r *Registry) Remove(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.table.Load()
+	if old.byName[name] == nil {
+		return
+	}
+	all := make([]*Kind, 0, len(old.all)-1)
+	for _, k := range old.all {
+		if k.Name() != name {
+			all = append(all, k)
+		}
+	}
+	r.table.Store(newTable(all, old.generation+1))
+}
+
+// ByName finds a Kind by its canonical resource name ("deployments.apps").
+func (r *Registry) ByName(name string) *Kind { return r.table.Load().byName[name] }
+
+// ByKind finds a Kind by group and kind.
+func (r *Registry) ByKind(gk schema.GroupKind) *Kind { return r.table.Load().byKind[gk] }
+
+// ByResource finds a Kind by group, version and plural.
+func (r *Registry) ByResource(gvr schema.GroupVersionResource) *Kind {
+	return r.table.Load().byResource[gvr]
+}
+
+// All returns every Kind, ordered by group and resource. The slice is shared.
+func (r *Registry) All() []*Kind { return r.table.Load().all }
+
+// Generation grows with each change, so that what is derived from the
+// registry (discovery, OpenAPI) can tell when to be made again.
+func (r *Registry) Generation() int64 { return r.table.Load().generation }
