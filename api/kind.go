@@ -65,6 +65,10 @@ type Kind struct {
 	// Virtual kinds are answered by the server and never stored
 	// (SubjectAccessReview, TokenReview, ComponentStatus).
 	Virtual bool
+	// StoredAs is the canonical name of the resource in whose place objects are stored, for
+	// a resource that shows another's objects under a second group
+	// (events.k8s.io shows core events). Empty: its own.
+	StoredAs string
 	// Relaxed objects are committed without waiting for the disk (Event, Lease).
 	Relaxed bool
 
