@@ -1,0 +1,125 @@
+package podfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// TmpfsOptions qualify a memory file system.
+type TmpfsOptions struct {
+	// SizeBytes is the limit, 0 for the kernel's default of half the memory.
+	SizeBytes int64
+	// Mode of the root directory.
+	Mode os.FileMode
+	// NoSwap keeps the pages out of swap where the kernel can (6.3), silently not elsewhere.
+	NoSwap bool
+}
+
+// Tmpfs mounts a memory file system on an existing directory.
+func Tmpfs(target string, o TmpfsOptions) error {
+	opts := []string{fmt.Sprintf("mode=%04o", o.Mode.Perm())}
+	if o.SizeBytes > 0 {
+		opts = append(opts, "size="+strconv.FormatInt(o.SizeBytes, 10))
+	}
+	if o.NoSwap {
+		err := unix.Mount("tmpfs", target, "tmpfs", 0, strings.Join(append(opts, "noswap"), ","))
+		if !errors.Is(err, unix.EINVAL) {
+			return mountError("tmpfs", target, err)
+		}
+	}
+	return mountError("tmpfs", target, unix.Mount("tmpfs", target, "tmpfs", 0, strings.Join(opts, ",")))
+}
+
+// Hugetlbfs mounts a file system of huge pages of the given size on an existing directory.
+func Hugetlbfs(target string, pageBytes, sizeBytes int64) error {
+	opts := "pagesize=" + strconv.FormatInt(pageBytes, 10)
+	if sizeBytes > 0 {
+		opts += ",size=" + strconv.FormatInt(sizeBytes, 10)
+	}
+	return mountError("hugetlbfs", target, unix.Mount("nodev", target, "hugetlbfs", 0, opts))
+}
+
+// Bind shows source at target, which exists and is of the same sort (directory or not).
+// Mounts below source are shown too.
+func Bind(source, target string, readOnly bool) error {
+	if err := unix.Mount(source, target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return mountError(source, target, err)
+	}
+	if !readOnly {
+		return nil
+	}
+	if err := remountReadOnly(target); err != nil {
+		return errors.Join(err, Unmount(target))
+	}
+	return nil
+}
+
+// remountReadOnly keeps the flags that the mount has: inside a user namespace the
+// kernel refuses to clear them.
+func remountReadOnly(target string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(target, &st); err != nil {
+		return &fs.PathError{Op: "statfs", Path: target, Err: err}
+	}
+	const kept = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME
+	flags := uintptr(st.Flags)&kept | unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY
+	return mountError("bind", target, unix.Mount("", target, "", flags, ""))
+}
+
+func mountError(what, target string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("mount %s on %s: %w", what, target, err)
+}
+
+// Mounted tells whether something is mounted on path itself. A path that does not exist is not.
+func Mounted(path string) (bool, error) {
+	ok, err := mountinfo.Mounted(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return ok, err
+}
+
+// Unmount takes away what is mounted on path, all layers of it. Users of open files keep
+// them (lazy). A path that is no mount point, or absent, is no error.
+func Unmount(path string) error {
+	for {
+		switch err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
+		case nil:
+		case unix.EINVAL, unix.ENOENT:
+			return nil
+		default:
+			return fmt.Errorf("unmount %s: %w", path, err)
+		}
+	}
+}
+
+// UnmountBelow unmounts everything that is mounted on dir or below it, the
+// deepest first. It reads the table of all mounts.
+func UnmountBelow(dir string) error {
+	dir = filepath.Clean(dir)
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
+	if err != nil {
+		return err
+	}
+	sort.Slice(infos, func(i, j int) bool { return len(infos[i].Mountpoint) > len(infos[j].Mountpoint) })
+	var errs []error
+	for _, info := range infos {
+		errs = append(errs, Unmount(info.Mountpoint))
+	}
+	return errors.Join(errs...)
+}
