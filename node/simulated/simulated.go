@@ -1,0 +1,395 @@
+// Package simulated plays the part of many nodes at once: it registers them, keeps
+// their leases alive and reports every pod that is bound to one of them as running.
+//
+// It owns the Node objects, leases and pod status of the nodes that it made up and
+// nothing else. It never starts a process and never touches the kernel: it is
+// for benchmarks, for tests of schedulers and controllers, and for machines where
+// real containers are not to be had. One goroutine decides for all nodes; writers
+// come into being only while there is something to write.
+package simulated
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
+)
+
+// CompletesAfter is a pod annotation: a Go duration after which a simulated node
+// reports that every container of the pod has exited with code 0. Without it a pod
+// runs until it is deleted.
+const CompletesAfter = "simulated.coracle.dev/completes-after"
+
+// Config says which nodes to play. Zero values mean the default that is named.
+type Config struct {
+	// Client reads and writes the cluster's objects.
+	Client client.Client
+	// Count is how many nodes there are. They are named Prefix followed by a number from 0.
+	Count int
+	// Prefix is the beginning of every node's name, "simulated-" if empty.
+	Prefix string
+	// Capacity of each node; 32 CPUs, 256 GiB of memory and 110 pods if nil.
+	Capacity corev1.ResourceList
+	// Labels are added to those that every node has.
+	Labels map[string]string
+	// Taints of every node.
+	Taints []corev1.Taint
+	// Version is the kubelet version that nodes report, "v1.37.2" if empty.
+	Version string
+	// PodCIDR is where made-up pod addresses come from, 100.64.0.0/10 if zero.
+	PodCIDR netip.Prefix
+	// LeaseEvery is how often each node's lease is renewed, 20 s if zero.
+	LeaseEvery time.Duration
+	// Writers bounds how many writes are under way at once, 64 if zero.
+	Writers int
+	Log     *slog.Logger
+	// Now tells the time, time.Now if nil.
+	Now func() time.Time
+}
+
+// Agent plays the nodes of one Config.
+type Agent struct {
+	cfg   Config
+	nodes map[string]*simNode
+
+	mu       sync.Mutex // guards what follows
+	next     netip.Addr // the address that the next pod is given
+	queue    []types.NamespacedName
+	pods     map[types.NamespacedName]*work
+	failures map[types.NamespacedName]int // in a row, of pods that could not be written
+	writers  int
+	deadline map[types.NamespacedName]time.Time // when to look at a pod again
+
+	wake chan struct{} // has room for one hint that deadlines changed
+	done sync.WaitGroup
+}
+
+// simNode is one node of the agent's.
+type simNode struct {
+	name string
+	uid  types.UID
+	gone bool // the Node object was deleted: play dead
+}
+
+// work is what the agent knows of a pod that something has to be done for.
+type work struct {
+	running bool // a writer has it
+	dirty   bool // it changed since the writer looked
+}
+
+// New prepares an agent. Nothing happens before Run.
+func New(cfg Config) *Agent {
+	if cfg.Prefix == "" {
+		cfg.Prefix = "simulated-"
+	}
+	if cfg.Capacity == nil {
+		cfg.Capacity = corev1.ResourceList{
+			corev1.ResourceCPU:              resource.MustParse("32"),
+			corev1.ResourceMemory:           resource.MustParse("256Gi"),
+			corev1.ResourcePods:             resource.MustParse("110"),
+			corev1.ResourceEphemeralStorage: resource.MustParse("1Ti"),
+		}
+	}
+	if cfg.Version == "" {
+		cfg.Version = "v1.37.2"
+	}
+	if !cfg.PodCIDR.IsValid() {
+		cfg.PodCIDR = netip.MustParsePrefix("100.64.0.0/10")
+	}
+	if cfg.LeaseEvery == 0 {
+		cfg.LeaseEvery = 20 * time.Second
+	}
+	if cfg.Writers == 0 {
+		cfg.Writers = 64
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &Agent{
+		cfg:   cfg,
+		nodes: make(map[string]*simNode, cfg.Count),
+		next:  cfg.PodCIDR.Masked().Addr().Next(),
+		pods:  map[types.NamespacedName]*work{},
+
+		failures: map[types.NamespacedName]int{},
+		deadline: map[types.NamespacedName]time.Time{},
+
+		wake: make(chan struct{}, 1),
+	}
+	for i := range cfg.Count {
+		name := fmt.Sprintf("%s%d", cfg.Prefix, i)
+		a.nodes[name] = &simNode{name: name}
+	}
+	return a
+}
+
+// Run registers the nodes and plays them until ctx is done; it then returns nil
+// when the last writer has stopped. The nodes stay registered.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.done.Wait()
+	if err := a.register(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("register simulated nodes: %w", err)
+	}
+	leases := time.NewTimer(a.leaseSlot())
+	defer leases.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var cursor store.Cursor
+	slot := 0
+	for {
+		if cursor == nil {
+			c, err := a.relist(ctx)
+			if err != nil {
+				return err
+			}
+			cursor = c
+		}
+		events, err := cursor.Poll()
+		switch {
+		case errors.Is(err, store.ErrCompacted):
+			cursor = nil
+			continue
+		case err != nil:
+			return err
+		}
+		for _, ev := range events {
+			a.event(ctx, ev)
+		}
+		if len(events) > 0 {
+			continue
+		}
+		timer.Reset(a.due(ctx))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-cursor.Ready():
+		case <-a.wake:
+		case <-timer.C:
+		case <-leases.C:
+			leases.Reset(a.leaseSlot())
+			a.renew(ctx, slot)
+			slot++
+		}
+	}
+}
+
+// relist takes up every pod of the agent's nodes and returns the history behind that.
+func (a *Agent) relist(ctx context.Context) (store.Cursor, error) {
+	snap := a.cfg.Client.Snapshot()
+	cursor, err := a.cfg.Client.Cursor(snap.Revision(), client.Pods.Name)
+	if err != nil {
+		return nil, fmt.Errorf("follow pods: %w", err)
+	}
+	for name := range a.nodes {
+		for pod := range client.Pods.Index(snap, "node", name) {
+			a.reserve(pod)
+			a.touch(ctx, pod)
+		}
+	}
+	return cursor, nil
+}
+
+// event takes notice of one change of a pod.
+func (a *Agent) event(ctx context.Context, ev store.Event) {
+	pod := ev.Entry.Object.(*corev1.Pod)
+	if a.nodes[pod.Spec.NodeName] == nil {
+		return
+	}
+	if ev.Deleted {
+		a.mu.Lock()
+		delete(a.deadline, keyOf(pod))
+		a.mu.Unlock()
+		return
+	}
+	a.touch(ctx, pod)
+}
+
+// touch queues a pod if there is something to do for it now, and remembers when there will be.
+func (a *Agent) touch(ctx context.Context, pod *corev1.Pod) {
+	step, at := plan(pod, a.cfg.Now())
+	if step == wait {
+		a.later(keyOf(pod), at)
+		return
+	}
+	if step != nothing {
+		a.enqueue(ctx, keyOf(pod))
+	}
+}
+
+// later notes when to look at a pod again.
+func (a *Agent) later(key types.NamespacedName, at time.Time) {
+	a.mu.Lock()
+	a.deadline[key] = at
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// due queues the pods whose time has come and returns how long to sleep for the next.
+func (a *Agent) due(ctx context.Context) time.Duration {
+	now, sleep := a.cfg.Now(), time.Hour
+	var ripe []types.NamespacedName
+	a.mu.Lock()
+	for key, at := range a.deadline {
+		if d := at.Sub(now); d > 0 {
+			sleep = min(sleep, d)
+		} else {
+			ripe = append(ripe, key)
+			delete(a.deadline, key)
+		}
+	}
+	a.mu.Unlock()
+	for _, key := range ripe {
+		a.enqueue(ctx, key)
+	}
+	return sleep
+}
+
+// enqueue hands a pod to a writer, and makes one if fewer than allowed are at work.
+func (a *Agent) enqueue(ctx context.Context, key types.NamespacedName) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.pods[key]; w != nil {
+		w.dirty = true
+		return
+	}
+	a.pods[key] = &work{}
+	a.queue = append(a.queue, key)
+	if a.writers < a.cfg.Writers {
+		a.writers++
+		a.done.Go(func() { a.write(ctx) })
+	}
+}
+
+// write works the queue off and ends when it is empty.
+func (a *Agent) write(ctx context.Context) {
+	for {
+		a.mu.Lock()
+		if len(a.queue) == 0 || ctx.Err() != nil {
+			a.writers--
+			a.mu.Unlock()
+			return
+		}
+		key := a.queue[0]
+		a.queue = a.queue[1:]
+		w := a.pods[key]
+		w.running, w.dirty = true, false
+		a.mu.Unlock()
+
+		err := a.pass(ctx, key)
+
+		var retry time.Time
+		a.mu.Lock()
+		w.running = false
+		switch {
+		case err != nil && ctx.Err() == nil:
+			a.failures[key]++
+			delete(a.pods, key)
+			retry = a.cfg.Now().Add(backoff(a.failures[key]))
+			a.cfg.Log.Warn("simulated pod", "pod", key.String(), "err", err)
+		case w.dirty:
+			a.queue = append(a.queue, key)
+		default:
+			delete(a.pods, key)
+			delete(a.failures, key)
+		}
+		a.mu.Unlock()
+		if !retry.IsZero() {
+			a.later(key, retry)
+		}
+	}
+}
+
+func backoff(failures int) time.Duration {
+	return min(time.Second<<min(failures-1, 5), 30*time.Second)
+}
+
+// pass does what there is to do for one pod now.
+func (a *Agent) pass(ctx context.Context, key types.NamespacedName) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		pod, ok := client.Pods.Get(a.cfg.Client.Snapshot(), key.Namespace, key.Name)
+		if !ok || a.nodes[pod.Spec.NodeName] == nil {
+			return nil
+		}
+		step, at := plan(pod, a.cfg.Now())
+		var err error
+		switch step {
+		case nothing:
+			return nil
+		case wait:
+			a.later(key, at)
+			return nil
+		case remove:
+			var zero int64
+			err = a.cfg.Client.Delete(ctx, client.Ref{Resource: client.Pods.Name, Namespace: key.Namespace, Name: key.Name},
+				client.DeleteOptions{UID: pod.UID, GraceSeconds: &zero})
+			if apierrors.IsConflict(err) {
+				return nil // another pod of this name: its events come
+			}
+		case run, complete, terminate:
+			out := pod.DeepCopy()
+			report(out, step, a.cfg.Now(), a.address)
+			_, err = a.cfg.Client.Update(ctx, client.Pods.Name, out, client.WriteOptions{Subresource: "status"})
+			if apierrors.IsConflict(err) {
+				continue
+			}
+		}
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
+		if err != nil || step == remove {
+			return err
+		}
+	}
+}
+
+// address gives the next made-up pod address.
+func (a *Agent) address() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := a.next
+	a.next = out.Next()
+	if !a.cfg.PodCIDR.Contains(a.next) {
+		a.next = a.cfg.PodCIDR.Masked().Addr().Next()
+	}
+	return out.String()
+}
+
+// reserve moves the counter of addresses behind one that is in use from an earlier run.
+func (a *Agent) reserve(pod *corev1.Pod) {
+	addr, err := netip.ParseAddr(pod.Status.PodIP)
+	if err != nil || !a.cfg.PodCIDR.Contains(addr) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if next := addr.Next(); a.next.Less(next) && a.cfg.PodCIDR.Contains(next) {
+		a.next = next
+	}
+}
+
+func keyOf(o metav1.Object) types.NamespacedName {
+	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
+}
