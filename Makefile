@@ -1,0 +1,43 @@
+# make build      bin/coracle, a static binary with the shim inside
+# make check      formatting, vet, structure
+# make test       unit tests          make test-race   the concurrent ones under the race detector
+# make test-scripts  scenarios that drive the real binary (root)
+# make bench      the table of docs/results/bench.md (root, long)
+# make crash      the store's crash test, 1,000 rounds (long)
+
+GO       ?= go
+VERSION  ?= v0.1.0-dev
+LDFLAGS  := -s -w -X coracle.dev/coracle/internal/version.Coracle=$(VERSION)
+SHIM_SRC := $(shell find cmd/coracle-shim linux container -name '*.go' -not -name '*_test.go' 2>/dev/null)
+
+.PHONY: build shim check test test-race test-scripts bench crash clean generate
+
+build: shim
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/coracle ./cmd/coracle
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/busybox-image ./tools/busybox-image
+
+shim:
+	container/embedded/shim/build.sh
+
+check:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) test ./internal/structure
+
+test:
+	$(GO) test ./...
+
+test-race:
+	$(GO) test -race -short ./store/... ./reconcile/... ./client/... ./apiserver/... ./node/ ./scheduler/...
+
+test-scripts: build
+	$(GO) test -count=1 -timeout 15m ./test/scripts/...
+
+bench: build
+	$(GO) run ./test/bench
+
+crash:
+	CORACLE_CRASH_ROUNDS=1000 $(GO) test -count=1 -timeout 60m -run Crash ./store/pebble/...
+
+clean:
+	rm -rf bin

@@ -1,0 +1,147 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Config is everything that a user can choose. The zero value of a field means its
+// default; Complete fills it in.
+type Config struct {
+	// DataDir holds all state. Two instances with different ones run side by side.
+	DataDir string
+	// Bind is the address that the API is served at, beside loopback. Empty: all.
+	Bind string
+	// Port of the API.
+	Port int
+	// Kubeconfig is the file into which the admin context is merged; "none" for none.
+	Kubeconfig string
+	// Nodes says which nodes there are.
+	Nodes Nodes
+	// NodeName of the real node; the host name if empty.
+	NodeName string
+	// PodCIDR and ServiceCIDR are the cluster's ranges. Empty: a pair that
+	// nothing on this machine uses, chosen at the first start and kept.
+	PodCIDR, ServiceCIDR string
+	// Domain is the DNS domain of the cluster.
+	Domain string
+	// LogLevel is debug, info, warn or error.
+	LogLevel string
+}
+
+// Defaults of Config.
+const (
+	DefaultDataDir = "/var/lib/coracle"
+	DefaultPort    = 6443
+	DefaultDomain  = "cluster.local"
+)
+
+// Nodes says which nodes a cluster has.
+type Nodes struct {
+	// Real asks for a node that runs containers on this machine. Needs root.
+	Real bool
+	// Simulated is how many nodes are only pretended: their pods are
+	// reported as running, and no container is started.
+	Simulated int
+}
+
+// String is the form that ParseNodes reads.
+func (n Nodes) String() string {
+	var parts []string
+	if n.Real {
+		parts = append(parts, "real")
+	}
+	if n.Simulated > 0 {
+		parts = append(parts, fmt.Sprintf("simulated:%d", n.Simulated))
+	}
+	if len(parts) == 0 {
+		return "none"
+	}
+	return strings.Join(parts, ",")
+}
+
+// ParseNodes reads "real", "simulated:N", "real,simulated:N" or "none".
+func ParseNodes(s string) (Nodes, error) {
+	var n Nodes
+	if s == "none" {
+		return n, nil
+	}
+	for _, part := range strings.Split(s, ",") {
+		name, count, counted := strings.Cut(strings.TrimSpace(part), ":")
+		switch {
+		case name == "real" && !counted && !n.Real:
+			n.Real = true
+		case name == "simulated" && n.Simulated == 0:
+			n.Simulated = 1
+			if counted {
+				c, err := strconv.Atoi(count)
+				if err != nil || c < 1 || c > 100_000 {
+					return n, fmt.Errorf("nodes: %q is not a number of simulated nodes from 1 to 100000", count)
+				}
+				n.Simulated = c
+			}
+		default:
+			return n, fmt.Errorf(`nodes: cannot read %q; write "real", "simulated:N", "real,simulated:N" or "none"`, s)
+		}
+	}
+	return n, nil
+}
+
+// Complete fills in defaults and says what is wrong, all of it at once.
+func (c *Config) Complete() error {
+	if c.DataDir == "" {
+		c.DataDir = DefaultDataDir
+	}
+	if c.Port == 0 {
+		c.Port = DefaultPort
+	}
+	if c.Domain == "" {
+		c.Domain = DefaultDomain
+	}
+	if c.LogLevel == "" {
+		c.LogLevel = "info"
+	}
+	var errs []error
+	abs, err := filepath.Abs(c.DataDir)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("data-dir: %w", err))
+	}
+	c.DataDir = abs
+	if c.Port < 1 || c.Port > 65535 {
+		errs = append(errs, fmt.Errorf("port: %d is not from 1 to 65535", c.Port))
+	}
+	if c.Bind != "" {
+		if _, err := netip.ParseAddr(c.Bind); err != nil {
+			errs = append(errs, fmt.Errorf("bind: %q is not an IP address of this machine", c.Bind))
+		}
+	}
+	for name, value := range map[string]string{"pod-cidr": c.PodCIDR, "service-cidr": c.ServiceCIDR} {
+		if value == "" {
+			continue
+		}
+		if p, err := netip.ParsePrefix(value); err != nil || p.Bits() > 28 || p.Masked() != p {
+			errs = append(errs, fmt.Errorf("%s: %q is not a range such as 10.42.0.0/16", name, value))
+		}
+	}
+	if (c.PodCIDR == "") != (c.ServiceCIDR == "") {
+		errs = append(errs, errors.New("pod-cidr and service-cidr: give both or neither"))
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		errs = append(errs, fmt.Errorf("log-level: %q is not debug, info, warn or error", c.LogLevel))
+	}
+	if c.Nodes.Real && c.NodeName == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("node-name: cannot tell the host name (%w): give one", err))
+		}
+		c.NodeName = strings.ToLower(host)
+	}
+	return errors.Join(errs...)
+}

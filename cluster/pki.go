@@ -1,0 +1,202 @@
+package cluster
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// pki is the cluster's certificate authority and what it signed. All keys are
+// ECDSA P-256; files are readable by their owner alone.
+type pki struct {
+	dir    string
+	caCert *x509.Certificate
+	caPEM  []byte
+	caKey  *ecdsa.PrivateKey
+	// serviceAccounts signs the tokens of service accounts.
+	serviceAccounts *ecdsa.PrivateKey
+}
+
+// Lifetimes. A leaf is made anew when less than a third of its life is left.
+const (
+	caLife   = 10 * 365 * 24 * time.Hour
+	leafLife = 365 * 24 * time.Hour
+)
+
+// loadPKI reads the keys of a state directory, or makes them if it has none.
+func loadPKI(dir string, now time.Time) (*pki, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	p := &pki{dir: dir}
+	var err error
+	if p.caKey, err = loadKey(filepath.Join(dir, "ca.key")); err != nil {
+		return nil, err
+	}
+	if p.serviceAccounts, err = loadKey(filepath.Join(dir, "service-accounts.key")); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "ca.crt")
+	p.caPEM, err = os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		template := &x509.Certificate{Subject: pkix.Name{CommonName: "coracle-ca"}, IsCA: true,
+			BasicConstraintsValid: true, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caLife),
+			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign}
+		if p.caPEM, err = sign(template, template, &p.caKey.PublicKey, p.caKey); err == nil {
+			err = writeFile(path, p.caPEM, 0o644)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p.caCert, err = parseCert(p.caPEM); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	if !p.caCert.PublicKey.(*ecdsa.PublicKey).Equal(&p.caKey.PublicKey) {
+		return nil, fmt.Errorf("%s does not belong to ca.key beside it: restore both from a backup, or run `coracle reset`", path)
+	}
+	return p, nil
+}
+
+// leaf describes a certificate that the authority signs.
+type leaf struct {
+	name   string // of the files
+	cn     string
+	orgs   []string
+	hosts  []string // DNS names and addresses
+	server bool
+}
+
+// issue returns certificate and key of a leaf in PEM: those on disk if they are
+// still good for all hosts, otherwise new ones.
+func (p *pki) issue(l leaf, now time.Time) (cert, key []byte, err error) {
+	certPath, keyPath := filepath.Join(p.dir, l.name+".crt"), filepath.Join(p.dir, l.name+".key")
+	private, err := loadKey(keyPath)
+	if err != nil {
+		return nil, nil, err
+	}
+	if key, err = os.ReadFile(keyPath); err != nil {
+		return nil, nil, err
+	}
+	if cert, err = os.ReadFile(certPath); err == nil {
+		if c, err := parseCert(cert); err == nil && p.good(c, l, private, now) {
+			return cert, key, nil
+		}
+	}
+	template := &x509.Certificate{Subject: pkix.Name{CommonName: l.cn, Organization: l.orgs},
+		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(leafLife), KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if l.server {
+		template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	}
+	for _, h := range l.hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	if cert, err = sign(template, p.caCert, &private.PublicKey, p.caKey); err != nil {
+		return nil, nil, err
+	}
+	return cert, key, writeFile(certPath, cert, 0o644)
+}
+
+func (p *pki) good(c *x509.Certificate, l leaf, key *ecdsa.PrivateKey, now time.Time) bool {
+	if now.After(c.NotAfter.Add(-leafLife/3)) || c.CheckSignatureFrom(p.caCert) != nil {
+		return false
+	}
+	if pub, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(&key.PublicKey) {
+		return false
+	}
+	for _, h := range l.hosts {
+		if c.VerifyHostname(h) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func sign(template, parent *x509.Certificate, pub *ecdsa.PublicKey, key *ecdsa.PrivateKey) ([]byte, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 120))
+	if err != nil {
+		return nil, err
+	}
+	template.SerialNumber = serial
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, pub, key)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), nil
+}
+
+func parseCert(data []byte) (*x509.Certificate, error) {
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, errors.New("not a PEM certificate")
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
+// loadKey reads a private key, or makes it if the file does not exist.
+func loadKey(path string) (*ecdsa.PrivateKey, error) {
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		der, err := x509.MarshalECPrivateKey(key)
+		if err != nil {
+			return nil, err
+		}
+		return key, writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+	}
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(data)
+	if block == nil {
+		return nil, fmt.Errorf("%s is not a PEM key: restore it from a backup, or run `coracle reset`", path)
+	}
+	key, err := x509.ParseECPrivateKey(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}
+
+// writeFile replaces a file in one step, so that a crash leaves the old one or
+// the new one.
+func writeFile(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return os.Rename(f.Name(), path)
+}

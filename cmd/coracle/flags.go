@@ -1,0 +1,115 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"sort"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"coracle.dev/coracle/cluster"
+)
+
+// addDataDir gives a command the flag that every one has.
+func addDataDir(c *cobra.Command, dir *string) {
+	c.Flags().StringVar(dir, "data-dir", envOr("data-dir", cluster.DefaultDataDir), "directory that holds all state")
+}
+
+// addConfig gives a command the flags of cluster.Config, and the file that may hold
+// the same names.
+func addConfig(c *cobra.Command, cfg *cluster.Config) {
+	f := c.Flags()
+	f.StringVar(&cfg.DataDir, "data-dir", cluster.DefaultDataDir, "directory that holds all state")
+	f.StringVar(&cfg.Bind, "bind", "", "address to serve the API at (default all)")
+	f.IntVar(&cfg.Port, "port", cluster.DefaultPort, "port to serve the API at")
+	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", `file to merge the cluster's context into, "none" for none (default $KUBECONFIG or ~/.kube/config)`)
+	f.String("nodes", "real", `nodes to run: "real", "simulated:N", "real,simulated:N" or "none"`)
+	f.StringVar(&cfg.NodeName, "node-name", "", "name of the real node (default the host name)")
+	f.StringVar(&cfg.PodCIDR, "pod-cidr", "", "range of pod addresses (default a free one)")
+	f.StringVar(&cfg.ServiceCIDR, "service-cidr", "", "range of service addresses (default a free one)")
+	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
+	f.StringVar(&cfg.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.String("config", "", "YAML file with the names of these flags as keys")
+}
+
+// complete reads environment and file for what was not said on the command line, in
+// this order of weight: flag, environment (CORACLE_DATA_DIR for --data-dir), file,
+// default. An unknown key of the file is an error.
+func complete(f *pflag.FlagSet, cfg *cluster.Config) error {
+	said := map[string]bool{}
+	f.Visit(func(flag *pflag.Flag) { said[flag.Name] = true })
+	var err error
+	f.VisitAll(func(flag *pflag.Flag) {
+		if value, ok := os.LookupEnv(envName(flag.Name)); ok && !said[flag.Name] && flag.Name != "help" && err == nil {
+			said[flag.Name] = true
+			if serr := f.Set(flag.Name, value); serr != nil {
+				err = fmt.Errorf("environment %s: %w", envName(flag.Name), serr)
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if path, _ := f.GetString("config"); path != "" {
+		if err := readConfig(path, f, said); err != nil {
+			return err
+		}
+	}
+	nodes, err := f.GetString("nodes")
+	if err != nil {
+		return err
+	}
+	if cfg.Nodes, err = cluster.ParseNodes(nodes); err != nil {
+		return err
+	}
+	return cfg.Complete()
+}
+
+func readConfig(path string, f *pflag.FlagSet, said map[string]bool) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	var values map[string]any
+	if err := yaml.UnmarshalStrict(data, &values); err != nil {
+		return fmt.Errorf("config %s: %w", path, err)
+	}
+	for name, value := range values {
+		flag := f.Lookup(name)
+		if flag == nil || name == "config" || name == "help" {
+			return fmt.Errorf("config %s: unknown key %q; known are %s", path, name, strings.Join(names(f), ", "))
+		}
+		if said[name] {
+			continue
+		}
+		if err := f.Set(name, fmt.Sprint(value)); err != nil {
+			return fmt.Errorf("config %s: %s: %w", path, name, err)
+		}
+	}
+	return nil
+}
+
+func names(f *pflag.FlagSet) []string {
+	var all []string
+	f.VisitAll(func(flag *pflag.Flag) {
+		if flag.Name != "config" && flag.Name != "help" && !flag.Hidden {
+			all = append(all, flag.Name)
+		}
+	})
+	sort.Strings(all)
+	return all
+}
+
+func envName(flag string) string {
+	return "CORACLE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+func envOr(flag, otherwise string) string {
+	if v, ok := os.LookupEnv(envName(flag)); ok {
+		return v
+	}
+	return otherwise
+}

@@ -1,0 +1,191 @@
+package network
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+
+	"coracle.dev/coracle/linux/link"
+)
+
+// Pods hands out links and addresses to the sandboxes of one node. It is safe
+// for concurrent use.
+type Pods struct {
+	prefix string // of the names of our links
+	mtu    int
+
+	mu     sync.Mutex // guards what is below; never held during a netlink call
+	ranges []*addresses
+	bySand map[string][]netip.Addr
+}
+
+// addresses hands out the addresses of one range, the longest unused first, so that an
+// address that was given back is not met again at once by its old peers.
+type addresses struct {
+	prefix netip.Prefix
+	next   netip.Addr
+	used   map[netip.Addr]string // sandbox by address
+}
+
+// ErrNoAddress says that every address of the node's range is in use.
+var ErrNoAddress = errors.New("no free address in the node's pod range")
+
+// NewPods takes over the pods of this instance that are connected already.
+// instance is a short hexadecimal name that tells the links of two instances on one
+// machine apart.
+func NewPods(instance string, mtu int) (*Pods, error) {
+	p := &Pods{prefix: linkPrefix(instance), mtu: mtu, bySand: map[string][]netip.Addr{}}
+	found, err := link.Pairs(p.prefix)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range found {
+		p.bySand[f.Alias] = f.Addrs
+	}
+	return p, nil
+}
+
+func linkPrefix(instance string) string {
+	if len(instance) > 4 {
+		instance = instance[:4]
+	}
+	return "co" + instance
+}
+
+// SetRanges sets the node's ranges (Node.spec.podCIDRs). Addresses in use outside
+// of them stay with their pods.
+func (p *Pods) SetRanges(ranges []netip.Prefix) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ranges = nil
+	for _, r := range ranges {
+		a := &addresses{prefix: r.Masked(), used: map[netip.Addr]string{}}
+		a.next = a.first()
+		for sandbox, addrs := range p.bySand {
+			for _, addr := range addrs {
+				if r.Contains(addr) {
+					a.used[addr] = sandbox
+				}
+			}
+		}
+		p.ranges = append(p.ranges, a)
+	}
+}
+
+// first is the lowest address that pods get: the network's own and the one after it,
+// by custom the gateway's, are left out.
+func (a *addresses) first() netip.Addr { return a.prefix.Addr().Next().Next() }
+
+func (a *addresses) take(sandbox string) (netip.Addr, error) {
+	start := a.next
+	for {
+		addr := a.next
+		a.next = a.next.Next()
+		// The last address of an IPv4 range is its broadcast address.
+		if !a.prefix.Contains(a.next) || (addr.Is4() && !a.prefix.Contains(a.next.Next())) {
+			a.next = a.first()
+		}
+		if _, taken := a.used[addr]; !taken {
+			a.used[addr] = sandbox
+			return addr, nil
+		}
+		if a.next == start {
+			return netip.Addr{}, fmt.Errorf("%w %s", ErrNoAddress, a.prefix)
+		}
+	}
+}
+
+// Attach gives a sandbox its link and one address from each range, and returns
+// the addresses. A sandbox that is connected already keeps what it has. On failure nothing
+// is left.
+func (p *Pods) Attach(_ context.Context, sandboxID, netnsPath, hostname string) ([]netip.Addr, error) {
+	addrs, fresh, err := p.reserve(sandboxID)
+	if err != nil || !fresh {
+		return addrs, err
+	}
+	err = link.Create(link.Pair{Host: p.linkName(sandboxID), Inside: "eth0", Alias: sandboxID,
+		NetNS: netnsPath, Addrs: addrs, MTU: p.mtu})
+	if err != nil {
+		p.release(sandboxID)
+		return nil, fmt.Errorf("connect pod %s: %w", hostname, err)
+	}
+	return addrs, nil
+}
+
+func (p *Pods) reserve(sandbox string) (addrs []netip.Addr, fresh bool, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have := p.bySand[sandbox]; len(have) > 0 {
+		return have, false, nil
+	}
+	if len(p.ranges) == 0 {
+		return nil, false, errors.New("the node has no pod range yet")
+	}
+	for _, r := range p.ranges {
+		addr, err := r.take(sandbox)
+		if err != nil {
+			for i, given := range addrs {
+				delete(p.ranges[i].used, given)
+			}
+			return nil, false, err
+		}
+		addrs = append(addrs, addr)
+	}
+	p.bySand[sandbox] = addrs
+	return addrs, true, nil
+}
+
+func (p *Pods) release(sandbox string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, addr := range p.bySand[sandbox] {
+		for _, r := range p.ranges {
+			delete(r.used, addr)
+		}
+	}
+	delete(p.bySand, sandbox)
+}
+
+// Detach removes what Attach made. A sandbox that has no link is no error.
+func (p *Pods) Detach(_ context.Context, sandboxID, _ string) error {
+	if err := link.Remove(p.linkName(sandboxID)); err != nil {
+		return err
+	}
+	p.release(sandboxID)
+	return nil
+}
+
+// Sandboxes lists the sandboxes that are connected.
+func (p *Pods) Sandboxes() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var ids []string
+	for id := range p.bySand {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// linkName derives the host end's name from the sandbox, so that it can be found
+// without a record.
+func (p *Pods) linkName(sandbox string) string {
+	sum := sha256.Sum256([]byte(sandbox))
+	return p.prefix + hex.EncodeToString(sum[:])[:15-len(p.prefix)]
+}
+
+// RemoveAll removes every link of an instance, whatever state it was left in.
+func RemoveAll(instance string) error {
+	found, err := link.Pairs(linkPrefix(instance))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range found {
+		errs = append(errs, link.Remove(f.Host))
+	}
+	return errors.Join(errs...)
+}
