@@ -63,9 +63,9 @@ type Txn struct {
 	// Require lists keys that are read but not written, each with the revision
 	// at which it must stand (same meaning as Op.Expect).
 	Require map[Key]Revision
-	// Relaxed returns before the change is on disk (Events, Leases). After a power
-	// loss the most recent relaxed changes may be gone, always as a suffix
-	// that holds no later durable change.
+	// Relaxed returns before the change is on disk (Events, Leases). After a crash or
+	// power loss the most recent relaxed changes may be gone, always as a suffix
+	// that holds no later durable change. Their revisions are not used again.
 	Relaxed bool
 }
 
@@ -135,15 +135,18 @@ type Store interface {
 	// was acknowledged before the call.
 	Snapshot() Snapshot
 	// SnapshotAt returns the state at a past revision that is still in the window;
-	// otherwise ErrCompacted, or ErrFuture for a revision to come.
-	SnapshotAt(Revision) (Snapshot, error)
+	// otherwise ErrCompacted, or ErrFuture for a revision to come. Each resource has a
+	// window of its own: with resources named, only theirs matter, and only they
+	// may be read from the snapshot (any other is a programming error and panics).
+	SnapshotAt(rev Revision, resources ...string) (Snapshot, error)
 	// Commit applies a transaction and returns its revision when it is durable
 	// (or, if relaxed, visible). The entries are those written, in order of Ops, nil for a
 	// delete that found nothing. A failed condition gives *ConflictError and changes
 	// nothing. If nothing changes, the revision is the present one.
 	Commit(ctx context.Context, txn Txn) (Revision, []*Entry, error)
 	// Cursor returns the history of the given resources (none: of all) behind a
-	// revision: the first event has a greater one.
+	// revision: the first event has a greater one. ErrCompacted if that history is no
+	// longer kept, ErrFuture for a revision to come.
 	Cursor(from Revision, resources ...string) (Cursor, error)
 	// Compact forgets the history up to and including a revision. The present stays.
 	Compact(Revision) error
@@ -157,8 +160,13 @@ type Options struct {
 	// Codec turns objects into bytes and back. Needed by durable stores.
 	Codec Codec
 	// Stamp sets the revision that an object itself shows. It is called once for each
-	// put, before anyone else can see the object, and for each object read from disk.
+	// put and for the Object of a delete, before anyone else can see the object, and for
+	// each object read from disk.
 	Stamp func(obj any, rev Revision)
+	// Clone returns a copy that Stamp can change without changing obj; the rest may be
+	// shared. With it, a delete without Object shows watchers a copy of the last version, stamped
+	// with the revision of the delete; without it (nil) the last version as it was.
+	Clone func(obj any) any
 	// Indexes give, by resource and index name, the values that an object is filed under.
 	// The functions are pure.
 	Indexes func(resource string) map[string]func(obj any) []string
@@ -181,6 +189,26 @@ var (
 	ErrFuture = errors.New("store: the requested revision is in the future")
 	// ErrClosed says that the store was closed.
 	ErrClosed = errors.New("store: closed")
+
+	// The errors below come wrapped, with the place and what to do about it.
+
+	// ErrDamaged says that what is on disk is not what was written: torn or flipped
+	// bytes, a missing file, records that do not fit together. Nothing of it is served.
+	ErrDamaged = errors.New("store: damaged")
+	// ErrNewer says that the directory was written by a newer version in a format
+	// that this one does not know.
+	ErrNewer = errors.New("store: written in a newer format")
+	// ErrInUse says that another process has the directory open.
+	ErrInUse = errors.New("store: in use by another process")
+	// ErrFull says that there is no space left on the disk. Nothing was changed; commits
+	// succeed again once there is space, unless ErrFailed says otherwise.
+	ErrFull = errors.New("store: disk full")
+	// ErrFailed says that an earlier write did not reach the disk. The store can still be
+	// read, refuses all further commits, and must be opened anew.
+	ErrFailed = errors.New("store: a write to disk failed, open the store again")
+	// ErrUnknown says that the context ended while the transaction was on its way to
+	// the disk: it may or may not have happened.
+	ErrUnknown = errors.New("store: outcome unknown")
 )
 
 // ConflictError says which condition of a transaction did not hold.
