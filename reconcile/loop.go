@@ -19,14 +19,40 @@ import (
 // Key is what a pass of a loop is about, in most loops an object's namespace and name.
 type Key struct {
 	Namespace, Name string
+	// Resource is set by loops whose keys are objects of several resources.
+	Resource string
 }
+
+// String gives "namespace/name", behind the resource if the key has one.
+func (k Key) String() string {
+	s := k.Name
+	if k.Namespace != "" {
+		s = k.Namespace + "/" + s
+	}
+	if k.Resource != "" {
+		s = k.Resource + "/" + s
+	}
+	return s
+}
+
+// AnyResource, as the Resource of an Input or Output, stands for every
+// resource, those declared at run time too.
+const AnyResource = "*"
 
 // Loop is one controller as data. Plan decides, Apply does.
 type Loop struct {
-	// Name is the controller's name as events show it ("deployment-controller").
-	Name    string
+	// Name is the controller's name as events show it ("deployment-controller"). No two
+	// loops of an engine have the same.
+	Name string
+	// ServiceAccount is the account of kube-system as which the loop writes, Name if empty.
+	ServiceAccount string
+	// Source is the component that the loop's events name, Name if empty.
+	Source  string
 	Inputs  []Input
 	Outputs []Output
+	// Always are keys that get a pass at each start, for what has to be there
+	// although nothing in the store asks for it.
+	Always []Key
 	// Workers is how many keys may be worked on at once, 1 if zero. One key is
 	// never in two passes at a time.
 	Workers int
@@ -36,13 +62,24 @@ type Loop struct {
 	// Apply carries out Plan.Effect, for loops that touch more than objects. It is
 	// idempotent. It runs before Plan.Writes. Nil where there is no effect.
 	Apply func(ctx context.Context, key Key, effect any) error
+	// Failed, if not nil, is asked what to write when a write of a pass failed with err
+	// (neither a conflict nor something that is passed over), for conditions that tell the
+	// user. It is as pure as Plan; what it wants written is tried once, before the back-off.
+	Failed func(s store.Snapshot, key Key, now time.Time, err error) Plan
+	// Timeout bounds one pass, one minute if zero.
+	Timeout time.Duration
 }
 
 // Input is a resource whose changes wake the loop.
 type Input struct {
+	// Resource is a canonical resource name, or AnyResource.
 	Resource string
+	// Resources names what AnyResource is at the start, when every existing object is
+	// turned into keys. Needed with AnyResource only.
+	Resources func() []string
 	// Keys gives the keys that a change concerns. It is pure, cheap, and sees the
-	// snapshot after the change. Nil: the changed object's own key.
+	// snapshot after the change. At the start each existing object is shown as if it had just
+	// been created (Prev nil). Nil: the changed object's own key.
 	Keys func(s store.Snapshot, ev store.Event) []Key
 }
 
@@ -68,10 +105,12 @@ type Plan struct {
 	// Effect is handed to Loop.Apply, if not nil.
 	Effect any
 	// Writes are carried out in order. A conflict, or AlreadyExists on create, ends the
-	// pass and starts another at once; NotFound on delete or update is passed over; any other error
+	// pass and starts another at once; NotFound on delete or update is passed over, and so is a
+	// create that is refused because the namespace is going away; any other error
 	// ends the pass and starts another after back-off.
 	Writes []Write
-	// Parallel allows Writes to be carried out side by side (pods of a set).
+	// Parallel allows Writes to be carried out side by side (pods of a set). Creates start
+	// with one and go on with batches of double size, so that a refusal is not repeated a thousand times.
 	Parallel bool
 	// Events are recorded after the writes succeeded.
 	Events []Event
