@@ -140,7 +140,9 @@ type Manager struct {
 	pods map[types.UID]*podState
 	// users are the pods that read an object, by the object's key.
 	users map[source]map[types.UID]struct{}
-	// tokens wakes Run when the earliest refresh time moved.
+	// due are the times at which tokens are to be refreshed.
+	due dueTimes
+	// tokens wakes Run when the earliest of them moved.
 	tokens chan struct{}
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -216,4 +217,13 @@ func StatFS(path string) (FS, error) {
 		InodesFree:     int64(st.Ffree),
 		InodesUsed:     int64(st.Files - st.Ffree),
 	}, nil
+}
+
+// Group gives the group that owns a file, from what os.Lstat returned.
+func Group(info os.FileInfo) (int64, bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return int64(st.Gid), true
 }
