@@ -258,7 +258,7 @@ func makeDir(dir string, mode fs.FileMode) (bool, error) {
 	return true, os.Chmod(dir, mode)
 }
 
-// prepareImages asks for the file systems of image volumes. It runs without the pod's lock, because a
+// prepareImages asks for the images of image volumes. It runs without the pod's lock, because a
 // pull may take long.
 func (m *Manager) prepareImages(ctx context.Context, pod *corev1.Pod, wanted []wantedVolume) (map[string]Mount, map[string]error) {
 	mounts, errs := map[string]Mount{}, map[string]error{}
@@ -267,21 +267,15 @@ func (m *Manager) prepareImages(ctx context.Context, pod *corev1.Pod, wanted []w
 		if v.Image == nil {
 			continue
 		}
-		if m.cfg.Image == nil {
-			errs[v.Name] = errors.New("image volumes are not supported by this node's container runtime")
-			continue
+		ref := v.Image.Reference
+		if m.cfg.Image != nil {
+			var err error
+			if ref, err = m.cfg.Image(ctx, pod, v); err != nil {
+				errs[v.Name] = err
+				continue
+			}
 		}
-		target := m.volumeDir(pod.UID, v)
-		if _, err := makeDir(target, 0o755); err != nil {
-			errs[v.Name] = err
-			continue
-		}
-		path, err := m.cfg.Image(ctx, pod, v, target)
-		if err != nil {
-			errs[v.Name] = err
-			continue
-		}
-		mounts[v.Name] = Mount{HostPath: path, ReadOnly: true}
+		mounts[v.Name] = Mount{Image: ref, ReadOnly: true}
 	}
 	return mounts, errs
 }
@@ -305,11 +299,6 @@ func (m *Manager) Unprepare(ctx context.Context, uid types.UID) error {
 	}
 	if err := m.tearDown(ctx, uid); err != nil {
 		return err
-	}
-	if m.cfg.ImageDone != nil {
-		if err := m.cfg.ImageDone(ctx, uid); err != nil {
-			return err
-		}
 	}
 	m.mu.Lock()
 	if m.pods[uid] == p {

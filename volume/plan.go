@@ -75,8 +75,6 @@ func plugin(v *corev1.Volume) string {
 		return "kubernetes.io~downward-api"
 	case v.Projected != nil:
 		return "kubernetes.io~projected"
-	case v.Image != nil:
-		return "kubernetes.io~image"
 	}
 	return "kubernetes.io~other"
 }

@@ -30,14 +30,10 @@ type Config struct {
 	// Token issues a service account token that is bound to a pod. It is called with a
 	// deadline. Nil: volumes with a serviceAccountToken source fail.
 	Token func(ctx context.Context, r TokenRequest) (Token, error)
-	// Image gives the root file system of an image volume: it either mounts it read-only on
-	// target (an empty directory below the pod's own), or returns another directory that holds it.
-	// It is called again on each Prepare and must be idempotent; it may take long (a pull). Nil:
-	// image volumes fail.
-	Image func(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume, target string) (hostPath string, err error)
-	// ImageDone tells that a pod's image volumes are no longer used. Whatever was mounted on
-	// a target is unmounted already. May be nil.
-	ImageDone func(ctx context.Context, uid types.UID) error
+	// Image makes the image of an image volume present, by its pull policy, and returns the name or
+	// ID under which the container runtime can mount it. It is called again on each Prepare and may
+	// take long. Nil: the volume's reference is returned as it stands, and the node agent sees to the image.
+	Image func(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume) (string, error)
 	// Wake tells that something changed on which an earlier Prepare of this pod failed, so that
 	// it is worth another try. It must not block. May be nil.
 	Wake func(uid types.UID)
@@ -70,8 +66,11 @@ type Token struct {
 
 // Mount is where a volume's content lies on the node.
 type Mount struct {
-	// HostPath is an absolute path: a directory, or whatever a hostPath volume names.
+	// HostPath is an absolute path: a directory, or whatever a hostPath volume names. Empty for
+	// image volumes.
 	HostPath string
+	// Image is the image whose files an image volume shows; the container runtime mounts it.
+	Image string
 	// ReadOnly volumes must be mounted read-only into each container, whatever the
 	// volumeMount says.
 	ReadOnly bool
