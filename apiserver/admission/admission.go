@@ -1,0 +1,147 @@
+// Package admission is the place in the chain of a write where plug-ins may change
+// an object (mutating) and then refuse it (validating). It holds the shape of a
+// plug-in and those that are built in.
+//
+// Plug-ins read the snapshot that the request was given and never the store; they write nothing
+// but the request's object, and what they add to its transaction (Require, Also).
+package admission
+
+import (
+	"context"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
+)
+
+// Operation is what a request does.
+type Operation string
+
+// The operations.
+const (
+	Create  Operation = "CREATE"
+	Update  Operation = "UPDATE"
+	Delete  Operation = "DELETE"
+	Connect Operation = "CONNECT"
+)
+
+// Request is one write on its way through admission. It is used by one goroutine.
+type Request struct {
+	Operation Operation
+	Kind      *api.Kind
+	// Version is the version as requested, empty for writers in this process.
+	Version     string
+	Subresource string
+	Namespace   string
+	// Name is empty before a generated name is known.
+	Name string
+	// Object is the new hub object: mutating plug-ins may change it, nobody keeps it. Nil on
+	// Delete and Connect.
+	Object api.Object
+	// Old is the stored object, never to be changed. Nil on Create and Connect.
+	Old api.Object
+	// Options are the create, update, delete or connect options, if there are any.
+	Options runtime.Object
+	User    client.User
+	DryRun  bool
+	// Snapshot is the state on which the request is decided.
+	Snapshot store.Snapshot
+	Now      time.Time
+	// Warn sends a warning to the client beside the answer. Never nil.
+	Warn func(text string)
+
+	require map[store.Key]store.Revision
+	also    []store.Op
+}
+
+// Is tells whether the request is for the main resource (subresource "") or a subresource
+// of the kind with that canonical name.
+func (r *Request) Is(resource, subresource string) bool {
+	return r.Subresource == subresource && r.Kind.Name() == resource
+}
+
+// Require makes the commit depend on an object standing at a revision
+// (store.ExpectAbsent for none). If it does not, the whole request is decided anew.
+func (r *Request) Require(key store.Key, at store.Revision) {
+	if r.require == nil {
+		r.require = map[store.Key]store.Revision{}
+	}
+	r.require[key] = at
+}
+
+// Also adds a change that happens together with the request or not at all. Op.Expect should be
+// the revision that was read; if it does not hold, the whole request is decided anew.
+func (r *Request) Also(op store.Op) { r.also = append(r.also, op) }
+
+// Effects returns what Require and Also gathered and forgets it.
+func (r *Request) Effects() (map[store.Key]store.Revision, []store.Op) {
+	require, also := r.require, r.also
+	r.require, r.also = nil, nil
+	return require, also
+}
+
+// Plugin is one admission plug-in. Either function may be nil.
+type Plugin struct {
+	// Name as upstream calls it ("NamespaceLifecycle").
+	Name string
+	// Mutate may change Request.Object. It may run more than once for a request.
+	Mutate func(context.Context, *Request) error
+	// Validate sees the object as it will be stored.
+	Validate func(context.Context, *Request) error
+}
+
+// Chain is an ordered list of plug-ins.
+type Chain []Plugin
+
+// Mutate runs the mutating parts; the first error ends it.
+func (c Chain) Mutate(ctx context.Context, r *Request) error {
+	for i := range c {
+		if c[i].Mutate != nil {
+			if err := c[i].Mutate(ctx, r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Validate runs the validating parts; the first error ends it.
+func (c Chain) Validate(ctx context.Context, r *Request) error {
+	for i := range c {
+		if c[i].Validate != nil {
+			if err := c[i].Validate(ctx, r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Resource names the resource of a request in errors.
+func (r *Request) Resource() schema.GroupResource { return r.Kind.GroupResource() }
+
+// displayName is how errors call the object.
+func (r *Request) displayName() string {
+	if r.Name != "" {
+		return r.Name
+	}
+	if r.Object != nil {
+		if n := r.Object.GetName(); n != "" {
+			return n
+		}
+		if n := r.Object.GetGenerateName(); n != "" {
+			return n
+		}
+	}
+	return "Unknown"
+}
+
+// Forbidden is the refusal of a request for a reason, as admission words it.
+func Forbidden(r *Request, reason error) error {
+	return apierrors.NewForbidden(r.Resource(), r.displayName(), reason)
+}

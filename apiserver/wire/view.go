@@ -1,0 +1,211 @@
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"strconv"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/store"
+)
+
+// View is how the entries of one kind are shown: in a version, whole or only
+// their metadata. The bytes of an entry are made once and kept with it. A View is
+// immutable and safe for concurrent use.
+type View struct {
+	Kind    *api.Kind
+	Version *api.Version
+	// GVK is the type of one object as sent, List that of a list.
+	GVK, List schema.GroupVersionKind
+
+	metadata   bool // only metadata is sent
+	noProtobuf bool
+	loose      bool // list items keep kind and apiVersion
+	head       []byte
+	// The names under which encodings are kept with an entry.
+	json, protobuf, leftJSON, leftProtobuf string
+}
+
+// NewView shows whole objects of a kind in a version.
+func NewView(k *api.Kind, v *api.Version) *View {
+	gvk := schema.GroupVersionKind{Group: k.Group, Version: v.Name, Kind: k.Kind}
+	list := gvk.GroupVersion().WithKind(k.Kind + "List")
+	empty := v.New()
+	if v.NewList != nil {
+		if l := v.NewList(); l != nil {
+			if have := l.GetObjectKind().GroupVersionKind().Kind; have != "" {
+				list.Kind = have
+			}
+		}
+	}
+	_, loose := empty.(runtime.Unstructured)
+	return newView(k, v, gvk, list, false, loose, !HasProtobuf(empty))
+}
+
+// Metadata is the view of the same objects as PartialObjectMetadata of a version of
+// meta.k8s.io.
+func (v *View) Metadata(version string) *View {
+	gv := schema.GroupVersion{Group: metav1.GroupName, Version: version}
+	return newView(v.Kind, v.Version, gv.WithKind("PartialObjectMetadata"), gv.WithKind("PartialObjectMetadataList"), true, true, false)
+}
+
+func newView(k *api.Kind, v *api.Version, gvk, list schema.GroupVersionKind, metadata, loose, noProtobuf bool) *View {
+	id := gvk.GroupVersion().String()
+	return &View{
+		Kind: k, Version: v, GVK: gvk, List: list, metadata: metadata, loose: loose, noProtobuf: noProtobuf,
+		head: head(gvk), json: "json " + id, protobuf: "protobuf " + id,
+		leftJSON: "left json " + id, leftProtobuf: "left protobuf " + id,
+	}
+}
+
+// NoProtobuf tells that the objects have no protobuf form.
+func (v *View) NoProtobuf() bool { return v.noProtobuf }
+
+// Object returns the object in the view's version; it may be shared.
+func (v *View) Object(obj api.Object) (runtime.Object, error) {
+	if v.metadata {
+		return partial(obj), nil
+	}
+	return FromHub(v.Version, obj)
+}
+
+// Encode gives an object as complete JSON, or as a bare protobuf message.
+func (v *View) Encode(media Media, obj api.Object) ([]byte, error) {
+	out, err := v.Object(obj)
+	if err != nil {
+		return nil, err
+	}
+	if media == Protobuf {
+		return encodeProtobuf(out)
+	}
+	return encodeJSON(out, v.GVK, v.head)
+}
+
+// Entry is Encode of an entry's object. The bytes are shared. Entries that are not in the
+// store (revision 0) keep nothing.
+func (v *View) Entry(media Media, e *store.Entry) ([]byte, error) {
+	obj := e.Object.(api.Object)
+	if e.Revision == 0 {
+		return v.Encode(media, obj)
+	}
+	name := v.json
+	if media == Protobuf {
+		name = v.protobuf
+	}
+	return e.Encoding(name, func() ([]byte, error) { return v.Encode(media, obj) })
+}
+
+// Left is how the previous state of an object is shown to a watcher whose selection it
+// has left: as it was, at the revision of the event.
+func (v *View) Left(media Media, ev store.Event) ([]byte, error) {
+	name := v.leftJSON
+	if media == Protobuf {
+		name = v.leftProtobuf
+	}
+	return ev.Entry.Encoding(name, func() ([]byte, error) {
+		return v.Encode(media, Restamp(ev.Prev.Object.(api.Object), ev.Entry.Revision))
+	})
+}
+
+// Restamp is a copy of an object that shows another revision.
+func Restamp(obj api.Object, rev store.Revision) api.Object {
+	c := Shallow(obj)
+	c.SetResourceVersion(strconv.FormatInt(int64(rev), 10))
+	return c
+}
+
+// One is the body of a response with one entry.
+func (v *View) One(media Media, e *store.Entry) (Body, error) {
+	data, err := v.Entry(protobufOr(media), e)
+	if err != nil {
+		return Body{}, err
+	}
+	if media == Protobuf {
+		return newBody(envelopeHead(v.GVK, len(data)), data, envelopeTail), nil
+	}
+	return newBody(data, newline), nil
+}
+
+// protobufOr is the media in which bytes are kept: YAML is made from JSON.
+func protobufOr(m Media) Media {
+	if m == Protobuf {
+		return Protobuf
+	}
+	return JSON
+}
+
+// Many is the body of a response with a list of entries. It holds references to the
+// bytes kept with the entries, not a copy of them.
+func (v *View) Many(media Media, meta metav1.ListMeta, entries []*store.Entry) (Body, error) {
+	if media == Protobuf {
+		return v.manyProtobuf(meta, entries)
+	}
+	m, err := json.Marshal(meta)
+	if err != nil {
+		return Body{}, err
+	}
+	start := head(v.List)
+	start = append(start, `,"metadata":`...)
+	start = append(start, m...)
+	start = append(start, `,"items":[`...)
+	b := Body{parts: make([][]byte, 0, 2*len(entries)+2)}
+	b.add(start)
+	for i, e := range entries {
+		data, err := v.Entry(JSON, e)
+		if err != nil {
+			return Body{}, err
+		}
+		open := openItem
+		if i > 0 {
+			open = nextItem
+		}
+		if v.loose {
+			open, data = open[:len(open)-1], data[:]
+		} else {
+			data = data[len(v.head)+1:]
+		}
+		if len(open) > 0 {
+			b.add(open)
+		}
+		b.add(data)
+	}
+	b.add(closeList)
+	return b, nil
+}
+
+var (
+	openItem  = []byte("{")
+	nextItem  = []byte(",{")
+	closeList = []byte("]}\n")
+)
+
+// manyProtobuf: every list type has its metadata in field 1 and its items in field 2.
+func (v *View) manyProtobuf(meta metav1.ListMeta, entries []*store.Entry) (Body, error) {
+	m, err := meta.Marshal()
+	if err != nil {
+		return Body{}, err
+	}
+	b := Body{parts: make([][]byte, 1, 2*len(entries)+3)}
+	b.add(appendField(nil, 1, m))
+	heads := make([]byte, 0, 5*len(entries))
+	for _, e := range entries {
+		data, err := v.Entry(Protobuf, e)
+		if err != nil {
+			return Body{}, err
+		}
+		from := len(heads)
+		heads = append(heads, 2<<3|2)
+		heads = binary.AppendUvarint(heads, uint64(len(data)))
+		b.add(heads[from:len(heads):len(heads)])
+		b.add(data)
+	}
+	start := envelopeHead(v.List, b.size)
+	b.parts[0] = start
+	b.size += len(start)
+	b.add(envelopeTail)
+	return b, nil
+}
