@@ -1,0 +1,315 @@
+package reconciletest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rogpeppe/go-internal/txtar"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/util/jsonpath"
+	"sigs.k8s.io/yaml"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/store"
+)
+
+var update = flag.Bool("update", false, "write what scenarios print into their txtar files")
+
+// Scenarios runs every txtar file that matches pattern. The comment of a file is its script, one
+// command a line, the files are what the commands name:
+//
+//	apply FILE                   create or update the objects of a YAML file, with their status
+//	delete RESOURCE NS/NAME [foreground|background|orphan|now]
+//	ready NS SELECTOR            pods that the selector matches become ready
+//	unready NS SELECTOR          ... or not ready
+//	advance DURATION             let time pass
+//	restart                      stop the loops and start them again
+//	show FILE RESOURCE COLUMN... print objects, a line each: their name and JSONPath columns
+//	events FILE [KIND]           print events since the last time
+//
+// Loops have come to rest before each command. A file that show or events names holds what they
+// are to print; "go test -update" writes it.
+func Scenarios(t *testing.T, pattern string, loops func(c *Cluster) []reconcile.Loop) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no scenarios match %s: %v", pattern, err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			runScenario(t, file, loops)
+		})
+	}
+}
+
+type scenario struct {
+	*Harness
+	archive *txtar.Archive
+	loops   func(c *Cluster) []reconcile.Loop
+	seen    map[string]bool // events that were shown
+	changed bool
+}
+
+func runScenario(t *testing.T, file string, loops func(c *Cluster) []reconcile.Loop) {
+	archive, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := NewCluster(0)
+		s := &scenario{archive: archive, loops: loops, seen: map[string]bool{}}
+		s.Harness = New(t, c, loops(c)...)
+		defer func() { s.Stop() }()
+		for n, line := range strings.Split(string(archive.Comment), "\n") {
+			words := strings.Fields(line)
+			if len(words) == 0 || strings.HasPrefix(words[0], "#") {
+				continue
+			}
+			if err := s.command(words); err != nil {
+				t.Fatalf("%s:%d: %s: %v", file, n+1, line, err)
+			}
+			s.Settle()
+		}
+	})
+	s := archive
+	if *update && !t.Failed() {
+		if err := os.WriteFile(file, txtar.Format(s), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func (s *scenario) command(words []string) error {
+	args := words[1:]
+	need := map[string]int{"apply": 1, "delete": 2, "ready": 2, "unready": 2, "advance": 1, "restart": 0, "show": 2, "events": 1}
+	if n, ok := need[words[0]]; !ok || len(args) < n {
+		return fmt.Errorf("no such command, or too few arguments")
+	}
+	switch words[0] {
+	case "apply":
+		return s.apply(args[0])
+	case "delete":
+		return s.remove(args)
+	case "ready":
+		s.SetReady(args[0], args[1], true)
+	case "unready":
+		s.SetReady(args[0], args[1], false)
+	case "advance":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			return err
+		}
+		s.Advance(d)
+	case "restart":
+		s.Stop()
+		s.Start(s.loops(s.Cluster)...)
+	case "show":
+		return s.show(args[0], args[1], args[2:])
+	case "events":
+		return s.events(args)
+	}
+	return nil
+}
+
+func (s *scenario) file(name string) (*txtar.File, bool) {
+	for i := range s.archive.Files {
+		if s.archive.Files[i].Name == name {
+			return &s.archive.Files[i], true
+		}
+	}
+	return nil, false
+}
+
+func (s *scenario) remove(args []string) error {
+	ns, name, ok := strings.Cut(args[1], "/")
+	if !ok {
+		ns, name = "", args[1]
+	}
+	var opts client.DeleteOptions
+	if len(args) > 2 {
+		switch args[2] {
+		case "now":
+			zero := int64(0)
+			opts.GraceSeconds = &zero
+		default:
+			opts.Propagation = metav1.DeletionPropagation(strings.ToUpper(args[2][:1]) + args[2][1:])
+		}
+	}
+	return s.Cluster.Delete(context.Background(), client.Ref{Resource: args[0], Namespace: ns, Name: name}, opts)
+}
+
+// apply creates or updates the objects of a file.
+func (s *scenario) apply(name string) error {
+	file, ok := s.file(name)
+	if !ok {
+		return fmt.Errorf("no file %s", name)
+	}
+	for _, doc := range bytes.Split(file.Data, []byte("\n---\n")) {
+		if len(bytes.TrimSpace(doc)) == 0 {
+			continue
+		}
+		kind, obj, err := s.decode(doc)
+		if err != nil {
+			return err
+		}
+		if kind.Namespaced && obj.GetNamespace() == "" {
+			obj.SetNamespace("default")
+		}
+		if err := s.put(kind, obj); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scenario) decode(doc []byte) (*api.Kind, api.Object, error) {
+	var meta metav1.TypeMeta
+	if err := yaml.Unmarshal(doc, &meta); err != nil {
+		return nil, nil, err
+	}
+	kind := s.Registry.ByKind(schema.FromAPIVersionAndKind(meta.APIVersion, meta.Kind).GroupKind())
+	if kind == nil {
+		return nil, nil, fmt.Errorf("unknown kind %s %s", meta.APIVersion, meta.Kind)
+	}
+	obj := kind.Hub().New().(api.Object)
+	if err := yaml.UnmarshalStrict(doc, obj); err != nil {
+		return nil, nil, err
+	}
+	obj.GetObjectKind().SetGroupVersionKind(schema.GroupVersionKind{})
+	return kind, obj, nil
+}
+
+func (s *scenario) put(kind *api.Kind, obj api.Object) error {
+	key := store.Key{Resource: kind.Name(), Namespace: obj.GetNamespace(), Name: obj.GetName()}
+	if s.Snapshot().Get(key) == nil {
+		s.Create(kind.Name(), obj)
+		return nil
+	}
+	want := obj.DeepCopyObject().(api.Object)
+	if _, err := s.Update(context.Background(), kind.Name(), obj, client.WriteOptions{}); err != nil {
+		return err
+	}
+	var changed api.Object
+	now := s.Snapshot().Get(key)
+	if now == nil || !copyStatus(now.Object.(api.Object).DeepCopyObject().(api.Object), want, &changed) {
+		return nil
+	}
+	_, err := s.Update(context.Background(), kind.Name(), changed, client.WriteOptions{Subresource: "status"})
+	return err
+}
+
+// copyStatus puts the status of want into obj, if want has one that differs, and hands it out.
+func copyStatus(obj, want api.Object, out *api.Object) bool {
+	to, from := reflect.ValueOf(obj).Elem().FieldByName("Status"), reflect.ValueOf(want).Elem().FieldByName("Status")
+	if !to.IsValid() || !from.IsValid() || from.IsZero() || reflect.DeepEqual(to.Interface(), from.Interface()) {
+		return false
+	}
+	to.Set(from)
+	if out != nil {
+		*out = obj
+	}
+	return true
+}
+
+// show prints objects and compares.
+func (s *scenario) show(file, resource string, columns []string) error {
+	var b strings.Builder
+	for entry := range s.Snapshot().List(resource, "", nil) {
+		line := []string{entry.Key.Namespace + "/" + entry.Key.Name}
+		if entry.Namespace == "" {
+			line[0] = entry.Name
+		}
+		fields, err := asMap(entry.Object)
+		if err != nil {
+			return err
+		}
+		for _, col := range columns {
+			cell, err := column(fields, col)
+			if err != nil {
+				return err
+			}
+			line = append(line, cell)
+		}
+		b.WriteString(strings.TrimRight(strings.Join(line, " | "), " ") + "\n")
+	}
+	return s.compare(file, b.String())
+}
+
+func asMap(obj any) (map[string]any, error) {
+	if o, ok := obj.(runtime.Unstructured); ok {
+		return o.UnstructuredContent(), nil
+	}
+	data, err := json.Marshal(obj)
+	if err != nil {
+		return nil, err
+	}
+	var m map[string]any
+	return m, json.Unmarshal(data, &m)
+}
+
+func column(fields map[string]any, path string) (string, error) {
+	p := jsonpath.New("column").AllowMissingKeys(true)
+	if !strings.Contains(path, "{") {
+		path = "{" + path + "}"
+	}
+	if err := p.Parse(path); err != nil {
+		return "", err
+	}
+	var b bytes.Buffer
+	err := p.Execute(&b, fields)
+	return b.String(), err
+}
+
+func (s *scenario) events(args []string) error {
+	lines := eventLines(s.Snapshot(), func(ev *corev1.Event) bool {
+		if len(args) > 1 && ev.InvolvedObject.Kind != args[1] {
+			return false
+		}
+		id := fmt.Sprint(ev.Namespace, ev.Name, ev.Count)
+		if s.seen[id] {
+			return false
+		}
+		s.seen[id] = true
+		return true
+	})
+	out := ""
+	if len(lines) > 0 {
+		out = strings.Join(lines, "\n") + "\n"
+	}
+	return s.compare(args[0], out)
+}
+
+// compare holds what was printed against the file, or writes it there.
+func (s *scenario) compare(name, got string) error {
+	file, ok := s.file(name)
+	if *update {
+		if !ok {
+			s.archive.Files = append(s.archive.Files, txtar.File{Name: name, Data: []byte(got)})
+		} else {
+			file.Data = []byte(got)
+		}
+		return nil
+	}
+	if !ok {
+		return fmt.Errorf("no file %s; it would be\n%s", name, got)
+	}
+	if string(file.Data) != got {
+		s.T.Errorf("%s differs.\n--- is\n%s--- should be\n%s", name, got, file.Data)
+	}
+	return nil
+}
