@@ -1,0 +1,40 @@
+package scheduler
+
+import (
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// BenchmarkSchedule places pods of one controller on 1,000 and 5,000 nodes.
+func BenchmarkSchedule(b *testing.B) {
+	for _, nodes := range []int{1000, 5000} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			c := NewCluster()
+			for i := range nodes {
+				n := &corev1.Node{}
+				n.Name = fmt.Sprintf("node-%05d", i)
+				n.Labels = map[string]string{corev1.LabelHostname: n.Name}
+				n.Status.Allocatable = quantities(map[corev1.ResourceName]string{"cpu": "32", "memory": "256Gi", "pods": "100000"})
+				c.SetNode(n)
+			}
+			yes := true
+			b.ResetTimer()
+			for i := range b.N {
+				p := &corev1.Pod{}
+				p.Name, p.Namespace, p.UID = fmt.Sprint("pod-", i), "default", types.UID(fmt.Sprint(i))
+				p.OwnerReferences = []metav1.OwnerReference{{UID: types.UID(fmt.Sprint(i / 1000)), Controller: &yes}}
+				p.Spec.Containers = []corev1.Container{{Name: "x", Resources: corev1.ResourceRequirements{
+					Requests: quantities(map[corev1.ResourceName]string{"cpu": "1m", "memory": "1Mi"})}}}
+				d := c.Schedule(p, nil)
+				if d.Node == "" {
+					b.Fatal(d.Message)
+				}
+				c.Assign(p, d.Node, false)
+			}
+		})
+	}
+}
