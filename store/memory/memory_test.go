@@ -1,0 +1,13 @@
+package memory_test
+
+import (
+	"testing"
+
+	"coracle.dev/coracle/store"
+	"coracle.dev/coracle/store/memory"
+	"coracle.dev/coracle/store/storetest"
+)
+
+func TestConformance(t *testing.T) {
+	storetest.Run(t, func(_ testing.TB, opts store.Options) store.Store { return memory.New(opts) })
+}
