@@ -1,0 +1,18 @@
+package deployment_test
+
+import (
+	"testing"
+
+	"coracle.dev/coracle/controllers/deployment"
+	"coracle.dev/coracle/controllers/replicaset"
+	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/reconcile/reconciletest"
+)
+
+func loops(*reconciletest.Cluster) []reconcile.Loop {
+	return []reconcile.Loop{deployment.Loop(), replicaset.Loop(), reconciletest.Kubelet()}
+}
+
+func TestScenarios(t *testing.T) {
+	reconciletest.Scenarios(t, "testdata/*.txtar", loops)
+}
