@@ -11,3 +11,7 @@ import (
 func TestConformance(t *testing.T) {
 	storetest.Run(t, func(_ testing.TB, opts store.Options) store.Store { return memory.New(opts) })
 }
+
+func BenchmarkStore(b *testing.B) {
+	storetest.Bench(b, func(_ testing.TB, opts store.Options) store.Store { return memory.New(opts) })
+}

@@ -202,6 +202,26 @@ func (d *directory) wrap(err error) error {
 	return fmt.Errorf("store: %s: %w", d.path, err)
 }
 
+// wrapOpen is wrap for errors met while the database is opened: what the system
+// does not refuse is refused for what stands in the files.
+func (d *directory) wrapOpen(err error) error {
+	wrapped := d.wrap(err)
+	var refused syscall.Errno
+	if err == nil || errors.As(err, &refused) || isTyped(wrapped) {
+		return wrapped
+	}
+	return fmt.Errorf("%w: %s: %w", store.ErrDamaged, d.path, err)
+}
+
+func isTyped(err error) bool {
+	for _, typed := range []error{store.ErrDamaged, store.ErrNewer, store.ErrInUse, store.ErrFull} {
+		if errors.Is(err, typed) {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *directory) lockError(err error) error {
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EROFS) {
 		// EACCES from the open of LOCK, not from the lock: that gives EAGAIN on Linux.

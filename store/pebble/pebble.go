@@ -83,7 +83,7 @@ func open(path string, fs vfs.FS, opts store.Options, log *slog.Logger) (*Store,
 func (s *Store) openDatabase(opts store.Options) error {
 	desc, err := pebble.Peek(s.dir.path, s.dir.fs)
 	if err != nil {
-		return s.dir.wrap(err)
+		return s.dir.wrapOpen(err)
 	}
 	if mark := s.dir.marked(); mark > 0 && !desc.Exists {
 		return fmt.Errorf("%w: %s held revision %d, its database is gone", store.ErrDamaged, s.dir.path, mark)
@@ -93,7 +93,7 @@ func (s *Store) openDatabase(opts store.Options) error {
 		return err
 	})
 	if err != nil {
-		return s.dir.wrap(err)
+		return s.dir.wrapOpen(err)
 	}
 	if err := s.load(opts); err != nil {
 		return errors.Join(err, s.guard(s.db.Close))
@@ -101,13 +101,12 @@ func (s *Store) openDatabase(opts store.Options) error {
 	return nil
 }
 
-// guard runs f, which calls into the database, on a goroutine of its own: the
-// database ends the goroutine on which it meets an error that it cannot handle.
+// guard runs f, which calls into the database, on a goroutine of its own: logger
+// ends the one on which the database meets an error that it cannot handle.
 func (s *Store) guard(f func() error) (err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err = s.failure()
 		defer func() {
 			if r := recover(); r != nil {
 				err = fmt.Errorf("database: %v", r)

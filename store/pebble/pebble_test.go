@@ -30,3 +30,7 @@ func (d onDisk) Open(t testing.TB, opts store.Options) store.Store {
 	}
 	return s
 }
+
+func BenchmarkStore(b *testing.B) {
+	storetest.Bench(b, func(b testing.TB, opts store.Options) store.Store { return onDisk(b.TempDir()).Open(b, opts) })
+}
