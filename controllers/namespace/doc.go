@@ -1,0 +1,7 @@
+// Package namespace empties namespaces that are being deleted, and then lets them go.
+//
+// It owns the finalizer "kubernetes" of namespaces and the conditions that tell how far a deletion
+// has come. It deletes everything in such a namespace, of every kind that the registry
+// knows: first the pods, and when those are gone the rest (KEP-5080). It never touches a namespace
+// that is not being deleted, and never removes the finalizers of others.
+package namespace
