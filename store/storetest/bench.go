@@ -29,9 +29,13 @@ func Bench(b *testing.B, open Opener) {
 		b.Cleanup(func() { s.Close() })
 		return s
 	}
+	keys, tags := make([]store.Key, objects), make([][]string, objects)
+	for i := range keys {
+		keys[i], tags[i] = key(benchKey(i)), []string{fmt.Sprint("node-", i%50)}
+	}
 	commit := func(b *testing.B, s store.Store, i int, relaxed bool) {
 		i = i * 7919 % objects
-		op := put(benchKey(i), "", store.ExpectAny, fmt.Sprint("node-", i%50))
+		op := store.Op{Key: keys[i], Object: &Object{Tags: tags[i]}, Expect: store.ExpectAny}
 		if _, _, err := s.Commit(context.Background(), store.Txn{Ops: []store.Op{op}, Relaxed: relaxed}); err != nil {
 			b.Fatal(err)
 		}

@@ -64,6 +64,7 @@ func Run(t *testing.T, open Opener) {
 		{"Conditions", conditions},
 		{"Malformed", malformed},
 		{"Transactions", transactions},
+		{"Panics", panicking},
 		{"Deletes", deletes},
 		{"Lists", lists},
 		{"Indexes", indexes},
@@ -319,6 +320,19 @@ func transactions(h *harness) {
 		h.Errorf("entry returned is %p, in the snapshot is %p", entries[1], e)
 	}
 	h.equal("entry of a delete", []any{entries[2].Key, entries[2].Revision, entries[2].Created}, "[c/z 3 2]")
+}
+
+// panicking gives the store an object that its options' functions cannot take.
+func panicking(h *harness) {
+	h.commit(put("a/x", "1", 0))
+	bad := store.Op{Key: key("a/y"), Object: "not an *Object", Expect: 0}
+	if !panics(func() { h.s.Commit(h.Context(), store.Txn{Ops: []store.Op{put("a/x", "2", 1), bad}}) }) {
+		h.Error("no panic")
+	}
+	h.commit(put("b/z", "3", 0))
+	s := h.s.Snapshot()
+	h.equal("state", []string{h.text(s, "a/x"), h.text(s, "a/y"), h.text(s, "b/z")}, "[1 - 3]")
+	h.equal("events", h.poll(h.cursor(0)), "[+ a/x 1 + b/z 2]")
 }
 
 func deletes(h *harness) {

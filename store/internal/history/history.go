@@ -138,40 +138,59 @@ func (s *state) expect(k store.Key, rev store.Revision) *store.ConflictError {
 // Apply changes the head if the conditions of the transaction, which passed
 // Check, hold. It returns what store.Commit does. Each change is reported in
 // order to each, if it is not nil: prev is the version before, e the one written
-// or, for a delete, shown to watchers.
+// or, for a delete, shown to watchers. A panic of the functions in Options leaves the head
+// as it was.
 func (h *History) Apply(txn store.Txn, each func(op int, prev, e *store.Entry)) (store.Revision, []*store.Entry, error) {
 	if err := h.Conflict(txn); err != nil {
 		return 0, nil, err
 	}
 	entries := make([]*store.Entry, len(txn.Ops))
-	rev := h.head.rev + 1
-	changed := false
+	var room [4]change
+	changes := h.plan(room[:0], txn, entries)
+	if len(changes) == 0 {
+		return h.head.rev, entries, nil
+	}
+	for _, c := range changes {
+		deleted := txn.Ops[c.op].Delete
+		if deleted {
+			c.table.remove(c.prev)
+		} else {
+			c.table.put(c.entry, c.prev, c.values)
+		}
+		if each != nil {
+			each(c.op, c.prev, c.entry)
+		}
+		c.table.log.append(record{entry: c.entry, prev: c.prev, order: uint32(c.op), deleted: deleted}, h.opts.Window)
+	}
+	h.head.rev++
+	return h.head.rev, entries, nil
+}
+
+// change is what one Op of a transaction comes to.
+type change struct {
+	op          int
+	table       *table
+	prev, entry *store.Entry
+	values      [][]string // for each index of the table
+}
+
+// plan does all of a transaction that calls functions from Options, and changes
+// nothing but that tables may be made.
+func (h *History) plan(changes []change, txn store.Txn, entries []*store.Entry) []change {
 	for i := range txn.Ops {
 		op := &txn.Ops[i]
 		prev := h.head.Get(op.Key)
 		if op.Delete && prev == nil {
 			continue
 		}
-		changed = true
-		e := h.entry(op, prev, rev)
-		entries[i] = e
-		t := h.table(op.Key.Resource)
-		if op.Delete {
-			t.remove(prev)
-		} else {
-			t.put(e, prev)
+		c := change{op: i, table: h.table(op.Key.Resource), prev: prev, entry: h.entry(op, prev, h.head.rev+1)}
+		if !op.Delete {
+			c.values = c.table.values(c.entry.Object)
 		}
-		if each != nil {
-			each(i, prev, e)
-		}
-		t.log.append(record{entry: e, prev: prev, order: uint32(i), deleted: op.Delete}, h.opts.Window)
+		entries[i] = c.entry
+		changes = append(changes, c)
 	}
-	if !changed {
-		return h.head.rev, entries, nil
-	}
-	h.own()
-	h.head.rev = rev
-	return rev, entries, nil
+	return changes
 }
 
 // entry makes the version that an Op writes, or that watchers of a delete see.
@@ -292,7 +311,7 @@ func (h *History) Load(rev store.Revision, entries iter.Seq[*store.Entry]) {
 		if t == nil || t.resource != e.Resource {
 			t = h.table(e.Resource)
 		}
-		t.put(e, nil)
+		t.put(e, nil, t.values(e.Object))
 	}
 	h.Publish(h.Seal())
 }

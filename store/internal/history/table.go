@@ -83,19 +83,30 @@ func (t *table) get(namespace, name string) *store.Entry {
 	return r.Entry
 }
 
-// put makes e the present version in place of prev, which may be nil.
-func (t *table) put(e, prev *store.Entry) {
+// values returns what the indexes file an object under, in order of indexes.
+func (t *table) values(obj any) [][]string {
+	if len(t.indexes) == 0 {
+		return nil
+	}
+	values := make([][]string, len(t.indexes))
+	for i, ix := range t.indexes {
+		values[i] = ix.values(obj)
+	}
+	return values
+}
+
+// put makes e, which values belongs to, the present version in place of prev, which may be nil.
+func (t *table) put(e, prev *store.Entry, values [][]string) {
 	t.rows.put(t.edit, row{e})
 	for i, ix := range t.indexes {
-		values := ix.values(e.Object)
 		if prev != nil {
 			for _, v := range ix.values(prev.Object) {
-				if !slices.Contains(values, v) {
+				if !slices.Contains(values[i], v) {
 					t.postings[i].remove(t.edit, postingKey{v, e.Namespace, e.Name})
 				}
 			}
 		}
-		for _, v := range values {
+		for _, v := range values[i] {
 			t.postings[i].put(t.edit, posting{v, e})
 		}
 	}
@@ -122,9 +133,9 @@ func (t *table) undo(at store.Revision) {
 		case r.prev == nil:
 			t.remove(r.entry)
 		case r.deleted:
-			t.put(r.prev, nil)
+			t.put(r.prev, nil, t.values(r.prev.Object))
 		default:
-			t.put(r.prev, r.entry)
+			t.put(r.prev, r.entry, t.values(r.prev.Object))
 		}
 	}
 }

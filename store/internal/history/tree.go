@@ -5,7 +5,7 @@ import "slices"
 const (
 	// maxItems is the size at which a node is split. A commit copies one node
 	// for each level, so that smaller is cheaper to write and deeper to read.
-	maxItems = 32
+	maxItems = 16
 	// minItems is the size below which a node is joined with its neighbour.
 	minItems = maxItems / 4
 )
@@ -140,12 +140,12 @@ func (n *node[T, K]) rest(i int, yield func(T) bool) bool {
 // put adds an item or replaces the one with its key, which it returns.
 func (t *tree[T, K]) put(edit uint64, item T) (old T, replaced bool) {
 	if t.root == nil {
-		t.root = &node[T, K]{edit: edit, size: 1, items: []T{item}}
+		t.root = newNode(edit, []T{item}, nil)
 		return old, false
 	}
 	t.root, old, replaced = t.root.put(edit, item, item.key(), true)
 	if len(t.root.items) > maxItems {
-		top := &node[T, K]{edit: edit, size: t.root.size, kids: []*node[T, K]{t.root}}
+		top := newNode(edit, nil, []*node[T, K]{t.root})
 		top.split(0, len(t.root.items)/2)
 		t.root = top
 	}
@@ -181,17 +181,40 @@ func (n *node[T, K]) put(edit uint64, item T, k K, last bool) (_ *node[T, K], ol
 	return n, old, replaced
 }
 
-// own returns n if the edit made it, otherwise a copy with room for one more.
+// own returns n if the edit made it, otherwise a copy.
 func (n *node[T, K]) own(edit uint64) *node[T, K] {
 	if n.edit == edit {
 		return n
 	}
-	c := &node[T, K]{edit: edit, size: n.size}
-	c.items = append(make([]T, 0, len(n.items)+1), n.items...)
-	if n.kids != nil {
-		c.kids = append(make([]*node[T, K], 0, len(n.kids)+1), n.kids...)
+	return newNode(edit, n.items, n.kids)
+}
+
+// leaf and branch are a node and the room that its slices lie in, so that a copy
+// takes one allocation.
+type leaf[T ordered[K], K any] struct {
+	node[T, K]
+	itemRoom [maxItems + 1]T
+}
+
+type branch[T ordered[K], K any] struct {
+	leaf[T, K]
+	kidRoom [maxItems + 2]*node[T, K]
+}
+
+// newNode makes a node that holds copies of the slices.
+func newNode[T ordered[K], K any](edit uint64, items []T, kids []*node[T, K]) *node[T, K] {
+	var l *leaf[T, K]
+	if kids == nil {
+		l = &leaf[T, K]{}
+	} else {
+		b := &branch[T, K]{}
+		b.kids = append(b.kidRoom[:0], kids...)
+		l = &b.leaf
 	}
-	return c
+	l.items = append(l.itemRoom[:0], items...)
+	l.edit = edit
+	l.measure()
+	return &l.node
 }
 
 // split moves what is behind item at of kid i, which n owns, into a new kid,
@@ -199,15 +222,17 @@ func (n *node[T, K]) own(edit uint64) *node[T, K] {
 func (n *node[T, K]) split(i, at int) {
 	left := n.kids[i]
 	up := left.items[at]
-	right := &node[T, K]{edit: left.edit, items: slices.Clone(left.items[at+1:])}
-	clear(left.items[at:])
-	left.items = left.items[:at]
+	var kids []*node[T, K]
 	if left.kids != nil {
-		right.kids = slices.Clone(left.kids[at+1:])
-		clear(left.kids[at+1:])
+		kids = left.kids[at+1:]
+	}
+	right := newNode(left.edit, left.items[at+1:], kids)
+	clear(kids)
+	if kids != nil {
 		left.kids = left.kids[:at+1]
 	}
-	right.measure()
+	clear(left.items[at:])
+	left.items = left.items[:at]
 	left.measure()
 	n.items = slices.Insert(n.items, i, up)
 	n.kids = slices.Insert(n.kids, i+1, right)
