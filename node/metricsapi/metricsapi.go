@@ -71,6 +71,7 @@ func New(cfg Config) *Server {
 	}
 	utilruntime.Must(metricsv1beta1.AddToScheme(s.scheme))
 	metav1.AddToGroupVersion(s.scheme, schema.GroupVersion{Version: "v1"})
+	utilruntime.Must(metav1.AddMetaToScheme(s.scheme))
 	s.codecs = serializer.NewCodecFactory(s.scheme)
 	const base = "GET " + Path + "/" + Version
 	s.mux.HandleFunc("GET "+Path, s.group)
