@@ -125,9 +125,10 @@ type Write struct {
 	Subresource string
 	// Object is the new state (create, update); Update is conditioned on its resourceVersion.
 	Object api.Object
-	// Namespace, Name, UID say what to delete; UID "" is no condition.
+	// Namespace, Name, UID say what to delete; UID "" is no condition, nor is ResourceVersion "".
 	Namespace, Name string
 	UID             types.UID
+	ResourceVersion string
 	Propagation     metav1.DeletionPropagation
 	GraceSeconds    *int64
 	// OnSuccess and OnFailure, if not nil, give the event to record for this write.

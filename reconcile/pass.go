@@ -172,7 +172,7 @@ func (r *runner) write(ctx context.Context, w *Write) error {
 	case Delete:
 		err = r.tell(w, func() (api.Object, error) {
 			return nil, c.Delete(ctx, client.Ref{Resource: w.Resource, Namespace: w.Namespace, Name: w.Name},
-				client.DeleteOptions{UID: w.UID, Propagation: w.Propagation, GraceSeconds: w.GraceSeconds})
+				client.DeleteOptions{UID: w.UID, ResourceVersion: w.ResourceVersion, Propagation: w.Propagation, GraceSeconds: w.GraceSeconds})
 		})
 	default:
 		return fmt.Errorf("loop %s: unknown verb %q", r.Name, w.Verb)
