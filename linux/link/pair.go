@@ -290,3 +290,83 @@ func EnableForwarding() (bool, error) {
 	}
 	return true, nil
 }
+
+// Reach makes sure that the host has a source address for connections to a range that packet
+// rules translate before anything is sent. A default route is enough for that; without any,
+// the range is routed to loopback, and source is used.
+func Reach(to netip.Prefix, source netip.Addr) error {
+	if routes, err := netlink.RouteGet(to.Addr().Next().AsSlice()); err == nil && len(routes) > 0 {
+		return nil
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	dst := &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}
+	err = netlink.RouteReplace(&netlink.Route{LinkIndex: lo.Attrs().Index, Dst: dst, Src: source.AsSlice(), Scope: netlink.SCOPE_LINK})
+	if err != nil {
+		return fmt.Errorf("route %s: %w", to, err)
+	}
+	return nil
+}
+
+// Blackhole keeps packets to a range that has no more specific route from
+// leaving the host. It replaces an earlier one.
+func Blackhole(to netip.Prefix) error {
+	dst := &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}
+	if err := netlink.RouteReplace(&netlink.Route{Dst: dst, Type: unix.RTN_BLACKHOLE}); err != nil {
+		return fmt.Errorf("blackhole %s: %w", to, err)
+	}
+	return nil
+}
+
+// RemoveRoutes deletes the routes of the host to exactly these ranges.
+func RemoveRoutes(ranges ...netip.Prefix) error {
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	var errs []error
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		addr, ok := netip.AddrFromSlice(r.Dst.IP)
+		ones, _ := r.Dst.Mask.Size()
+		if !ok {
+			continue
+		}
+		for _, p := range ranges {
+			if netip.PrefixFrom(addr.Unmap(), ones) == p {
+				errs = append(errs, netlink.RouteDel(&r))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// AddAddress gives loopback a further address, so that the host answers for it.
+func AddAddress(addr netip.Addr) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	ip := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: ip}); err != nil {
+		return fmt.Errorf("add address %s: %w", addr, err)
+	}
+	return nil
+}
+
+// RemoveAddress takes back what AddAddress gave.
+func RemoveAddress(addr netip.Addr) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find loopback: %w", err)
+	}
+	ip := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+	if err := netlink.AddrDel(lo, &netlink.Addr{IPNet: ip}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("remove address %s: %w", addr, err)
+	}
+	return nil
+}

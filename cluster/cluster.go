@@ -1,0 +1,247 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/apiserver"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/internal/version"
+	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/store"
+)
+
+// Step is one line of progress of a start.
+type Step struct {
+	// Name of the part, and how long it took to start.
+	Name string
+	Took time.Duration
+	// Detail is for a person ("https://127.0.0.1:6443").
+	Detail string
+	// Context is the kubeconfig context, in the last step.
+	Context string
+	Last    bool
+	// Err says why the start failed; it is then the last step.
+	Err string
+}
+
+// Options are what a program, rather than a user, gives.
+type Options struct {
+	Log *slog.Logger
+	// Progress is called from one goroutine as parts start. May be nil.
+	Progress func(Step)
+}
+
+// Cluster is a running cluster. Its methods are safe for concurrent use.
+type Cluster struct {
+	cfg      Config
+	log      *slog.Logger
+	progress func(Step)
+	began    time.Time
+	ready    time.Duration
+	url      string
+	context  string
+
+	// The parts, in the order in which they are made.
+	state    *state
+	keys     *pki
+	store    store.Store
+	registry *api.Registry
+	server   *apiserver.Server
+	client   client.Client
+	engine   *reconcile.Engine
+	runtime  container.Runtime
+	node     nodeAPI
+
+	stops []running // in the order of their start
+
+	mu        sync.Mutex // guards what follows
+	keep      bool
+	failure   error
+	stopping  bool
+	stopAsked chan struct{}
+	failed    chan struct{}
+}
+
+// running is a part that was started, and how it is ended.
+type running struct {
+	name    string
+	took    time.Duration
+	stop    func(ctx context.Context) error
+	problem func() error // nil: as long as it runs it is well
+}
+
+// part is one entry of the list that Start goes through: it starts something, and returns
+// how to stop it. detail is shown to the user.
+type part struct {
+	name  string
+	start func(ctx context.Context) (stop func(context.Context) error, detail string, err error)
+	// problem tells what is wrong with it while it runs.
+	problem func() error
+}
+
+// Start builds and starts every part in order and returns when the cluster is ready: the API
+// answers, and the node, if there is one, is Ready. If one fails, those before it
+// are stopped again. ctx bounds the start, not the life of the cluster.
+func Start(ctx context.Context, cfg Config, opts Options) (_ *Cluster, err error) {
+	c := &Cluster{cfg: cfg, log: opts.Log, progress: opts.Progress, began: time.Now(),
+		stopAsked: make(chan struct{}), failed: make(chan struct{})}
+	if c.progress == nil {
+		c.progress = func(Step) {}
+	}
+	defer func() {
+		if err != nil {
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+			defer cancel()
+			err = errors.Join(err, c.Stop(undo, false))
+		}
+	}()
+	for _, p := range c.parts() {
+		began := time.Now()
+		stop, detail, err := p.start(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.name, err)
+		}
+		took := time.Since(began)
+		c.mu.Lock()
+		c.stops = append(c.stops, running{p.name, took, stop, p.problem})
+		c.mu.Unlock()
+		c.progress(Step{Name: p.name, Took: took, Detail: detail})
+		c.log.Info("started", "part", p.name, "took", took)
+	}
+	c.mu.Lock()
+	c.ready = time.Since(c.began)
+	c.mu.Unlock()
+	return c, nil
+}
+
+// Stop ends every part, the last started first. With keep, containers run on and the next
+// Start takes them over.
+func (c *Cluster) Stop(ctx context.Context, keep bool) error {
+	c.mu.Lock()
+	stops := c.stops
+	c.stops, c.stopping = nil, true
+	c.keep = keep
+	c.mu.Unlock()
+	var errs []error
+	for i := len(stops) - 1; i >= 0; i-- {
+		if stops[i].stop == nil {
+			continue
+		}
+		began := time.Now()
+		if err := stops[i].stop(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("stop %s: %w", stops[i].name, err))
+		}
+		c.log.Info("stopped", "part", stops[i].name, "took", time.Since(began))
+	}
+	return errors.Join(errs...)
+}
+
+// RequestStop asks whoever runs the cluster to stop it.
+func (c *Cluster) RequestStop(keep bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.stopAsked:
+	default:
+		c.keep = keep
+		close(c.stopAsked)
+	}
+}
+
+// StopRequested is closed when a stop was asked for.
+func (c *Cluster) StopRequested() <-chan struct{} { return c.stopAsked }
+
+// Keep tells whether the stop that was asked for leaves containers running.
+func (c *Cluster) Keep() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.keep
+}
+
+// Failed is closed when a part ended that should not have. Err says why.
+func (c *Cluster) Failed() <-chan struct{} { return c.failed }
+
+// Err is why the cluster failed, nil while it has not.
+func (c *Cluster) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failure
+}
+
+// run starts a goroutine that lasts until its part is stopped. That it ends earlier is a
+// failure of the cluster.
+func (c *Cluster) run(name string, f func(context.Context) error) (stop func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		err := f(ctx)
+		if ctx.Err() == nil {
+			c.fail(fmt.Errorf("%s ended: %w", name, err))
+		}
+	}()
+	return func(wait context.Context) error {
+		cancel()
+		select {
+		case <-done:
+			return nil
+		case <-wait.Done():
+			return wait.Err()
+		}
+	}
+}
+
+func (c *Cluster) fail(err error) {
+	c.log.Error("part failed", "error", err)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failure == nil && !c.stopping {
+		c.failure = err
+		close(c.failed)
+	}
+}
+
+// Client reads and writes the cluster's objects from within the process.
+func (c *Cluster) Client() client.Client { return c.client }
+
+// Status tells how the cluster is. It costs one walk over the pods.
+func (c *Cluster) Status() Status {
+	c.mu.Lock()
+	stops, ready := c.stops, c.ready
+	c.mu.Unlock()
+	s := Status{Version: version.Coracle, Kubernetes: version.Kubernetes, Server: c.url, Context: c.context,
+		DataDir: c.cfg.DataDir, Nodes: c.cfg.Nodes.String(), Started: c.began, Ready: ready}
+	for _, r := range stops {
+		p := PartStatus{Name: r.name, Took: r.took}
+		if r.problem != nil {
+			if err := r.problem(); err != nil {
+				p.Problem = err.Error()
+			}
+		}
+		s.Parts = append(s.Parts, p)
+	}
+	c.measure(&s)
+	if c.store != nil {
+		snap := c.store.Snapshot()
+		s.Revision = int64(snap.Revision())
+		for _, k := range c.registry.All() {
+			if !k.Virtual && k.StoredAs == "" {
+				s.Objects += snap.Count(k.Name(), "")
+			}
+		}
+		for p := range client.Pods.List(snap, "") {
+			s.Pods++
+			if p.Status.Phase == "Running" {
+				s.Running++
+			}
+		}
+	}
+	return s
+}

@@ -1,0 +1,251 @@
+package scripts
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/vishvananda/netlink"
+)
+
+var update = flag.Bool("update", false, "rewrite the files that cmp compares with")
+
+// TestScripts runs every script, several at once where the machine has the cores.
+func TestScripts(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Fatal("these scenarios run real containers: run them as root")
+	}
+	bin, err := filepath.Abs("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(bin, "coracle")); err != nil {
+		t.Fatalf("%v: run `make build` first", err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		UpdateScripts:       *update,
+		RequireExplicitExec: true,
+		Setup:               func(env *testscript.Env) error { return setup(env, bin) },
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"coracle": func(ts *testscript.TestScript, neg bool, args []string) { run(ts, neg, "coracle", args...) },
+			"kubectl": func(ts *testscript.TestScript, neg bool, args []string) {
+				run(ts, neg, "coracle", append([]string{"kubectl"}, args...)...)
+			},
+			"eventually": eventually,
+			"image":      image,
+			"left":       left,
+			"kill9":      kill9,
+			"listen":     listen,
+		},
+	})
+}
+
+func setup(env *testscript.Env, bin string) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	data, err := os.MkdirTemp("", "coracle-script-")
+	if err != nil {
+		return err
+	}
+	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	env.Setenv("HOME", env.WorkDir)
+	env.Setenv("CORACLE_DATA_DIR", data)
+	env.Setenv("CORACLE_PORT", strconv.Itoa(port))
+	env.Setenv("CORACLE_KUBECONFIG", filepath.Join(env.WorkDir, "kubeconfig"))
+	env.Setenv("CORACLE_LOG_LEVEL", "debug")
+	vars := append([]string{}, env.Vars...)
+	env.Defer(func() {
+		c := exec.Command(filepath.Join(bin, "coracle"), "reset", "--yes", "--data-dir", data)
+		c.Env = vars
+		if out, err := c.CombinedOutput(); err != nil {
+			env.T().Log("reset: ", err, string(out))
+			env.T().FailNow()
+		}
+		os.RemoveAll(data)
+	})
+	return nil
+}
+
+// run runs a program to its end and keeps its output for stdout and stderr.
+func run(ts *testscript.TestScript, neg bool, name string, args ...string) {
+	err := ts.Exec(name, args...)
+	if err != nil && !neg {
+		logTail(ts)
+		ts.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
+	}
+	if err == nil && neg {
+		ts.Fatalf("%s %s succeeded", name, strings.Join(args, " "))
+	}
+}
+
+// logTail shows the end of the cluster's log beside a failure.
+func logTail(ts *testscript.TestScript) {
+	data, err := os.ReadFile(filepath.Join(ts.Getenv("CORACLE_DATA_DIR"), "coracle.log"))
+	if err != nil {
+		return
+	}
+	lines := bytes.Split(data, []byte("\n"))
+	ts.Logf("the cluster's log ends:\n%s", bytes.Join(lines[max(0, len(lines)-40):], []byte("\n")))
+}
+
+// eventually TIME PATTERN COMMAND... runs the command again until it succeeds and its
+// standard output matches; with "!" until it does not match or fails.
+func eventually(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) < 3 {
+		ts.Fatalf("usage: [!] eventually TIME PATTERN COMMAND...")
+	}
+	limit, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	pattern, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	command := args[2:]
+	if command[0] == "kubectl" {
+		command = append([]string{"coracle"}, command...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var out, errs bytes.Buffer
+	for {
+		out.Reset()
+		errs.Reset()
+		c := exec.CommandContext(ctx, lookPath(ts, command[0]), command[1:]...)
+		c.Dir, c.Stdout, c.Stderr = ts.MkAbs("."), &out, &errs
+		c.Env = environment(ts)
+		err := c.Run()
+		if ok := err == nil && pattern.Match(out.Bytes()); ok != neg {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			logTail(ts)
+			ts.Fatalf("after %s %q still gives (%v):\n%s%s", limit, strings.Join(command, " "), err, out.String(), errs.String())
+		case <-time.After(50 * time.Millisecond): // between two looks at the condition
+		}
+	}
+}
+
+func lookPath(ts *testscript.TestScript, name string) string {
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if path := filepath.Join(dir, name); isExecutable(path) {
+			return path
+		}
+	}
+	ts.Fatalf("%s is not on the PATH", name)
+	return ""
+}
+
+func isExecutable(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && !info.IsDir() && info.Mode()&0o111 != 0
+}
+
+func environment(ts *testscript.TestScript) []string {
+	env := os.Environ()
+	for _, name := range []string{"PATH", "HOME", "WORK", "CORACLE_DATA_DIR", "CORACLE_PORT", "CORACLE_KUBECONFIG", "KUBECONFIG"} {
+		if v := ts.Getenv(name); v != "" {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
+}
+
+// image NAME makes the busybox test image and imports it under that name.
+func image(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: image NAME")
+	}
+	file := filepath.Join(ts.Getenv("WORK"), "image.tar")
+	out, err := os.Create(file)
+	ts.Check(err)
+	defer out.Close()
+	c := exec.Command(lookPath(ts, "busybox-image"))
+	c.Stdout = out
+	ts.Check(c.Run())
+	run(ts, false, "coracle", "image", "import", "--name", args[0], file)
+}
+
+// kill9 ends the running coracle the hard way.
+func kill9(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 0 {
+		ts.Fatalf("usage: kill9")
+	}
+	ts.Check(ts.Exec("coracle", "status", "-o", "json"))
+	var status struct{ PID int }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &status))
+	p, err := os.FindProcess(status.PID)
+	ts.Check(err)
+	ts.Check(p.Kill())
+	for range 200 { // the kernel takes a moment
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", status.PID)); err != nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("process %d is still there", status.PID)
+}
+
+// listen PORTVAR occupies a free port until the script ends and sets the variable to it.
+func listen(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: listen VARIABLE")
+	}
+	l, err := net.Listen("tcp", ":0")
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// left fails if processes, mounts, links or cgroups of this script's cluster exist.
+// Run it after reset.
+func left(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: left INSTANCE")
+	}
+	data, id := ts.Getenv("CORACLE_DATA_DIR"), args[0]
+	var found []string
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	ts.Check(err)
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(line, data) {
+			found = append(found, "mount "+line)
+		}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	ts.Check(err)
+	for _, path := range processes {
+		if cmdline, err := os.ReadFile(path); err == nil && bytes.Contains(cmdline, []byte(data)) {
+			found = append(found, "process "+path+" "+string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
+		}
+	}
+	links, err := netlink.LinkList()
+	ts.Check(err)
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, "co"+id[:4]) {
+			found = append(found, "link "+l.Attrs().Name)
+		}
+	}
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"} {
+		groups, _ := filepath.Glob(filepath.Join(root, "*"+id+"*"))
+		found = append(found, groups...)
+	}
+	if len(found) > 0 {
+		ts.Fatalf("left behind:\n%s", strings.Join(found, "\n"))
+	}
+}
