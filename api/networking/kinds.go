@@ -1,12 +1,20 @@
-// Package networking holds the Kinds of the API group networking: ingresses, network policies and the ranges and addresses of services.
+// Package networking holds the Kinds of the API group networking.k8s.io: ingresses and
+// their classes, network policies, and the ranges and addresses of services.
+//
+// It owns what may be said in them. It never allocates an address and never filters a packet.
 package networking
 
 import (
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
-	"coracle.dev/coracle/api/declare"
+	"coracle.dev/coracle/api/validate"
 )
+
+const group = networkingv1.GroupName
 
 // Kinds returns new descriptors of every kind of the group.
 func Kinds() []*api.Kind {
@@ -19,44 +27,21 @@ func Kinds() []*api.Kind {
 	}
 }
 
-func ingressKind() *api.Kind {
-	return &api.Kind{
-		Group: networkingv1.GroupName, Kind: "Ingress", Resource: "ingresses", Singular: "ingress",
-		ShortNames:   []string{"ing"},
-		Namespaced:   true,
-		Versions:     declare.V1[networkingv1.Ingress, networkingv1.IngressList](),
-		Subresources: []api.Subresource{declare.Status(api.Strategy{})},
+// changed compares as Kubernetes does: nil and empty are the same.
+func changed(a, b any) bool { return !equality.Semantic.DeepEqual(a, b) }
+
+// subdomain checks an optional field that is an RFC 1123 subdomain.
+func subdomain(value *string, path *field.Path) field.ErrorList {
+	if value == nil {
+		return nil
 	}
+	return validate.DNSSubdomainField(*value, path)
 }
 
-func ingressClassKind() *api.Kind {
-	return &api.Kind{
-		Group: networkingv1.GroupName, Kind: "IngressClass", Resource: "ingressclasses", Singular: "ingressclass",
-		Versions: declare.V1[networkingv1.IngressClass, networkingv1.IngressClassList](),
+// segment checks a required field that becomes part of a URL.
+func segment(value string, path *field.Path) field.ErrorList {
+	if value == "" {
+		return field.ErrorList{field.Required(path, "")}
 	}
-}
-
-func networkPolicyKind() *api.Kind {
-	return &api.Kind{
-		Group: networkingv1.GroupName, Kind: "NetworkPolicy", Resource: "networkpolicies", Singular: "networkpolicy",
-		ShortNames: []string{"netpol"},
-		Namespaced: true,
-		Versions:   declare.V1[networkingv1.NetworkPolicy, networkingv1.NetworkPolicyList](),
-	}
-}
-
-func ipAddressKind() *api.Kind {
-	return &api.Kind{
-		Group: networkingv1.GroupName, Kind: "IPAddress", Resource: "ipaddresses", Singular: "ipaddress",
-		ShortNames: []string{"ip"},
-		Versions:   declare.V1[networkingv1.IPAddress, networkingv1.IPAddressList](),
-	}
-}
-
-func serviceCIDRKind() *api.Kind {
-	return &api.Kind{
-		Group: networkingv1.GroupName, Kind: "ServiceCIDR", Resource: "servicecidrs", Singular: "servicecidr",
-		Versions:     declare.V1[networkingv1.ServiceCIDR, networkingv1.ServiceCIDRList](),
-		Subresources: []api.Subresource{declare.Status(api.Strategy{})},
-	}
+	return validate.Invalids(path, value, pathvalidation.IsValidPathSegmentName(value))
 }
