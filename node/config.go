@@ -1,0 +1,153 @@
+// Package node is the agent of one machine: pods bound to it become containers, and what
+// becomes of them becomes the pods' status.
+//
+// It owns the Node object, its lease, and the status of the pods bound to it. One worker
+// (worker.go) holds what is known of one pod and is the only one to change it; decide
+// (plan.go) is a pure function from that to the next actions; the actions
+// (deeds.go) are carried out beside the worker and come back to it as results. Workers are woken
+// by the store's history, by the runtime's events, by results, probes and deadlines; nothing polls.
+//
+// It never talks to another part but container, volume and network, never changes what a user asked
+// for, and keeps nothing on disk: after a restart it finds its pods in the store, and what it made in the
+// runtime's labels (package record) and in the kernel.
+//
+// Locks: Agent.mu guards the table of workers and is not held while a worker's own mutex is taken
+// by anyone who may wait; worker.mu guards a worker's inbox alone.
+package node
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/volume"
+)
+
+// Volumes makes the volumes of pods; volume.Manager is the implementation.
+type Volumes interface {
+	// Prepare makes all volumes of a pod ready and returns them by name. Idempotent.
+	Prepare(ctx context.Context, pod *corev1.Pod) (map[string]volume.Mount, error)
+	// SubPath makes one subPath of a volume safe to mount.
+	SubPath(ctx context.Context, uid types.UID, m volume.Mount, volumeName, container string, index int, subPath string) (string, error)
+	// Unprepare undoes all and removes the pod's directory. Idempotent.
+	Unprepare(ctx context.Context, uid types.UID) error
+	// Orphans unprepares all pods but those to keep.
+	Orphans(ctx context.Context, keep func(types.UID) bool) ([]types.UID, error)
+	// PodDir is the directory of a pod; what the agent puts there goes with Unprepare.
+	PodDir(uid types.UID) string
+}
+
+// Network connects sandboxes.
+type Network interface {
+	// Attach connects a sandbox and returns its addresses, the primary one first. Idempotent: a
+	// connected sandbox keeps what it has.
+	Attach(ctx context.Context, sandboxID, netnsPath, hostname string) ([]netip.Addr, error)
+	// Detach undoes Attach. Idempotent.
+	Detach(ctx context.Context, sandboxID, netnsPath string) error
+}
+
+// Config says what node to be. Zero values mean the default that is named.
+type Config struct {
+	// NodeName is the name of the Node object.
+	NodeName string
+	Client   client.Client
+	Runtime  container.Runtime
+	Volumes  Volumes
+	Network  Network
+	// Events records an event as this node's kubelet (source component "kubelet"). It must not
+	// block. Nil: events are dropped.
+	Events func(reconcile.Event)
+	// DataDir is where the agent's own files are: seccomp profiles ("seccomp"), logs ("logs").
+	DataDir string
+	// LogDir is where pod logs are, "<DataDir>/logs/pods" if empty.
+	LogDir string
+	Log    *slog.Logger
+	// Now tells the time, time.Now if nil.
+	Now func() time.Time
+
+	// Addresses are the machine's, the primary one first.
+	Addresses []netip.Addr
+	// PodCIDRs, if not nil, are set in the Node object if it has none.
+	PodCIDRs []netip.Prefix
+	// OnPodCIDRs is called whenever the Node object's ranges are known or change. May be nil.
+	OnPodCIDRs func([]netip.Prefix)
+	// ClusterDNS and ClusterDomain ("cluster.local" if empty) go into pods' resolv.conf.
+	ClusterDNS    []netip.Addr
+	ClusterDomain string
+	// ResolvConf is the file that pods with the host's DNS get, "/etc/resolv.conf" if empty.
+	ResolvConf string
+	// HostsFile is the machine's, "/etc/hosts" if empty.
+	HostsFile string
+
+	// MaxPods is the most pods at once, 110 if zero.
+	MaxPods int
+	// Labels and Taints are set when the node registers.
+	Labels map[string]string
+	Taints []corev1.Taint
+	// Reserved is taken off the capacity to give what is allocatable.
+	Reserved corev1.ResourceList
+	// Capacity replaces what is measured, for tests. Nil: the machine's.
+	Capacity corev1.ResourceList
+	// Version is the kubelet version that the node reports ("v1.37.2").
+	Version string
+	// Port of the kubelet API, in status.daemonEndpoints; 10250 if zero.
+	Port int32
+	// AllowedUnsafeSysctls are names, or prefixes ending in "*".
+	AllowedUnsafeSysctls []string
+	// Parallel bounds how many sandboxes and containers are made at once; twice the number
+	// of CPUs and at least 4 if zero. Pulls bounds image pulls, 4 if zero.
+	Parallel, Pulls int
+	// Settle is how long a status that nobody waits for (not a change of readiness, nor an end) may be held
+	// back to be one write with the next; 50 ms if zero, negative for none.
+	Settle time.Duration
+}
+
+func (c *Config) defaults() {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Events == nil {
+		c.Events = func(reconcile.Event) {}
+	}
+	if c.ClusterDomain == "" {
+		c.ClusterDomain = "cluster.local"
+	}
+	if c.ResolvConf == "" {
+		c.ResolvConf = "/etc/resolv.conf"
+	}
+	if c.HostsFile == "" {
+		c.HostsFile = "/etc/hosts"
+	}
+	if c.LogDir == "" {
+		c.LogDir = c.DataDir + "/logs/pods"
+	}
+	if c.MaxPods == 0 {
+		c.MaxPods = 110
+	}
+	if c.Version == "" {
+		c.Version = "v1.37.2"
+	}
+	if c.Port == 0 {
+		c.Port = 10250
+	}
+	if c.Parallel == 0 {
+		c.Parallel = max(4, 2*runtime.NumCPU())
+	}
+	if c.Pulls == 0 {
+		c.Pulls = 4
+	}
+	if c.Settle == 0 {
+		c.Settle = 50 * time.Millisecond
+	}
+}

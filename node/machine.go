@@ -1,0 +1,166 @@
+package node
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"coracle.dev/coracle/linux/podfs"
+)
+
+// machine is what does not change of the machine while the program runs.
+type machine struct {
+	capacity corev1.ResourceList
+	info     corev1.NodeSystemInfo
+	dataDir  string
+}
+
+// pressure is how much is left of what a node runs short of.
+type pressure struct {
+	memory     uint64 // bytes available
+	disk       float64
+	inodes     float64 // share that is free
+	freePids   int64
+	maxPids    int64
+	measurable bool
+}
+
+// inspect measures the machine. dataDir is on the filesystem whose space pods use.
+func inspect(dataDir string) (machine, error) {
+	m := machine{dataDir: dataDir}
+	memory, _, err := memoryInfo()
+	if err != nil {
+		return m, err
+	}
+	m.capacity = corev1.ResourceList{
+		corev1.ResourceCPU:    *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
+		corev1.ResourceMemory: *resource.NewQuantity(int64(memory), resource.BinarySI),
+	}
+	if err := os.MkdirAll(dataDir, 0o711); err != nil {
+		return m, err
+	}
+	fs, err := podfs.StatFS(dataDir)
+	if err != nil {
+		return m, fmt.Errorf("measure %s: %w", dataDir, err)
+	}
+	m.capacity[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(int64(fs.CapacityBytes), resource.BinarySI)
+	for name, q := range hugepageCapacity() {
+		m.capacity[name] = q
+	}
+	m.info = corev1.NodeSystemInfo{
+		MachineID:       firstOf("/etc/machine-id", "/var/lib/dbus/machine-id"),
+		SystemUUID:      firstOf("/sys/class/dmi/id/product_uuid", "/sys/hypervisor/uuid", "/etc/machine-id"),
+		BootID:          firstOf("/proc/sys/kernel/random/boot_id"),
+		KernelVersion:   firstOf("/proc/sys/kernel/osrelease"),
+		OSImage:         osImage(),
+		OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
+	}
+	if swap := swapCapacity(); swap > 0 {
+		m.info.Swap = &corev1.NodeSwapStatus{Capacity: &swap}
+	}
+	return m, nil
+}
+
+// firstOf is the first line of the first file that has one.
+func firstOf(files ...string) string {
+	for _, f := range files {
+		if data, err := os.ReadFile(f); err == nil {
+			if line := strings.TrimSpace(string(data)); line != "" {
+				return line
+			}
+		}
+	}
+	return ""
+}
+
+func osImage() string {
+	for _, file := range []string{"/etc/os-release", "/usr/lib/os-release"} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for line := range strings.SplitSeq(string(data), "\n") {
+			if v, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
+				return strings.Trim(v, `"'`)
+			}
+		}
+	}
+	return "Linux"
+}
+
+// memoryInfo gives the machine's memory and what of it is available, in bytes.
+func memoryInfo() (total, available uint64, err error) {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, 0, err
+	}
+	return meminfo(data, "MemTotal:"), meminfo(data, "MemAvailable:"), nil
+}
+
+func swapCapacity() int64 {
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0
+	}
+	return int64(meminfo(data, "SwapTotal:"))
+}
+
+// meminfo reads one line of /proc/meminfo, in bytes.
+func meminfo(data []byte, key string) uint64 {
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	for lines.Scan() {
+		if rest, ok := strings.CutPrefix(lines.Text(), key); ok {
+			kib, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
+			return kib * 1024
+		}
+	}
+	return 0
+}
+
+func hugepageCapacity() corev1.ResourceList {
+	out := corev1.ResourceList{}
+	dirs, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
+	for _, dir := range dirs {
+		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimPrefix(filepath.Base(dir), "hugepages-"), "kB"), 10, 64)
+		if err != nil {
+			continue
+		}
+		count, _ := strconv.ParseInt(firstOf(filepath.Join(dir, "nr_hugepages")), 10, 64)
+		size := resource.NewQuantity(kib*1024, resource.BinarySI)
+		out[corev1.ResourceName(corev1.ResourceHugePagesPrefix+size.String())] = *resource.NewQuantity(count*kib*1024, resource.BinarySI)
+	}
+	return out
+}
+
+// squeeze measures what is left at present.
+func (m *machine) squeeze() pressure {
+	var p pressure
+	_, available, err := memoryInfo()
+	if err != nil {
+		return p
+	}
+	fs, err := podfs.StatFS(m.dataDir)
+	if err != nil || fs.CapacityBytes == 0 {
+		return p
+	}
+	p = pressure{memory: available, disk: float64(fs.AvailableBytes) / float64(fs.CapacityBytes), inodes: 1, measurable: true}
+	if fs.Inodes > 0 {
+		p.inodes = float64(fs.InodesFree) / float64(fs.Inodes)
+	}
+	p.maxPids, _ = strconv.ParseInt(firstOf("/proc/sys/kernel/pid_max"), 10, 64)
+	if f := strings.Fields(firstOf("/proc/loadavg")); len(f) > 3 {
+		if _, all, ok := strings.Cut(f[3], "/"); ok {
+			tasks, _ := strconv.ParseInt(all, 10, 64)
+			p.freePids = p.maxPids - tasks
+		}
+	}
+	return p
+}
