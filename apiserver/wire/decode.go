@@ -291,3 +291,19 @@ func FromHub(v *api.Version, obj api.Object) (runtime.Object, error) {
 	}
 	return obj, nil
 }
+
+// DecodeDeleteOptions reads the options in the body of a DELETE. Any group version is
+// taken, since clients name that of the resource.
+func DecodeDeleteOptions(media Media, body []byte, into *metav1.DeleteOptions) error {
+	var said schema.GroupVersionKind
+	var err error
+	if media == Protobuf {
+		said, err = decodeProtobuf(body, into)
+	} else {
+		said, _, err = decodeText(media, body, into, false)
+	}
+	if err == nil && said.Kind != "" && said.Kind != "DeleteOptions" {
+		err = errors.New("decoded object cannot be converted to DeleteOptions")
+	}
+	return err
+}

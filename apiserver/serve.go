@@ -1,0 +1,292 @@
+package apiserver
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/uuid"
+
+	"coracle.dev/coracle/apiserver/authn"
+	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/apiserver/discovery"
+	"coracle.dev/coracle/apiserver/route"
+	"coracle.dev/coracle/client"
+)
+
+// serve answers one request.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	defer s.recover(w, r)
+	header := w.Header()
+	header.Set("Audit-Id", string(uuid.NewUUID()))
+	header.Set("Cache-Control", "no-cache, private")
+	info := route.Parse(r.Method, r.URL)
+	user, err := s.who(r, &info)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	long := longRunning(&info, r)
+	release, ok := s.admit(&info, &user, long)
+	if !ok {
+		header.Set("Retry-After", "1")
+		http.Error(w, "Too many requests, please try again later.", http.StatusTooManyRequests)
+		return
+	}
+	if release != nil {
+		defer release()
+	}
+	if err := s.may(r, &info, &user); err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.metrics.count(&info)
+	if !info.IsResource {
+		s.servePath(w, r, &info)
+		return
+	}
+	if err := s.serveResource(w, r, info, user, long); err != nil {
+		s.fail(w, r, err)
+	}
+}
+
+// recover turns a panic into a 500 and a log line.
+func (s *Server) recover(w http.ResponseWriter, r *http.Request) {
+	p := recover()
+	if p == nil {
+		return
+	}
+	if p == http.ErrAbortHandler {
+		panic(p)
+	}
+	s.cfg.Log.Error("panic in a request", "method", r.Method, "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	s.fail(w, r, apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details")))
+}
+
+// publicPaths may be read without credentials.
+func publicPath(path string) bool {
+	for _, p := range []string{"/healthz", "/livez", "/readyz", "/version"} {
+		if path == p || strings.HasPrefix(path, p+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// who finds the acting user, impersonation included.
+func (s *Server) who(r *http.Request, info *route.Info) (client.User, error) {
+	user, found, err := s.authn.Authenticate(r)
+	if err != nil || !found {
+		if err != nil {
+			s.cfg.Log.Debug("unable to authenticate the request", "error", err)
+		}
+		if publicPath(info.Path) && !info.IsResource {
+			return authn.Anonymous(), nil
+		}
+		return user, apierrors.NewUnauthorized("Unauthorized")
+	}
+	if wanted, ok := impersonated(r.Header); ok {
+		return s.impersonate(r, user, wanted)
+	}
+	return user, nil
+}
+
+// longRunning tells which requests stream and count neither as in flight nor against the timeout.
+func longRunning(info *route.Info, r *http.Request) bool {
+	if !info.IsResource {
+		return strings.HasPrefix(info.Path, "/debug/pprof/")
+	}
+	switch info.Verb {
+	case "watch", "proxy":
+		return true
+	}
+	switch info.Subresource {
+	case "exec", "attach", "portforward", "proxy":
+		return true
+	case "log":
+		return strings.Contains(r.URL.RawQuery, "follow")
+	}
+	return false
+}
+
+// admit takes a slot among the requests in flight.
+func (s *Server) admit(info *route.Info, user *client.User, long bool) (release func(), ok bool) {
+	if long || user.In(client.GroupMasters) || !info.IsResource {
+		return nil, true
+	}
+	slots := s.writes
+	if info.Verb == "get" || info.Verb == "list" {
+		slots = s.reads
+	}
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, true
+	default:
+		s.metrics.rejected.Add(1)
+		return nil, false
+	}
+}
+
+// may asks the authorizer.
+func (s *Server) may(r *http.Request, info *route.Info, user *client.User) error {
+	if !info.IsResource && publicPath(info.Path) {
+		return nil
+	}
+	a := attributes(info, user)
+	ok, reason, err := s.authz.Authorize(r.Context(), a)
+	if ok {
+		return nil
+	}
+	if err != nil && reason == "" {
+		reason = err.Error()
+	}
+	return authz.Forbidden(a, reason)
+}
+
+func attributes(info *route.Info, user *client.User) *authz.Attributes {
+	return &authz.Attributes{
+		User: *user, Verb: info.Verb, IsResource: info.IsResource, Path: info.Path,
+		Group: info.Group, Version: info.Version, Resource: info.Resource, Subresource: info.Subresource,
+		Namespace: info.Namespace, Name: info.Name,
+	}
+}
+
+// servePath answers what is not about objects.
+func (s *Server) servePath(w http.ResponseWriter, r *http.Request, info *route.Info) {
+	path := strings.TrimSuffix(info.Path, "/")
+	head, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	switch {
+	case discovery.Serves(info.Path):
+		s.discovery.ServeHTTP(w, r)
+	case head == "healthz" || head == "livez" || head == "readyz":
+		s.health(w, r, head)
+	case path == "/version":
+		s.version(w, r)
+	case path == "/metrics":
+		s.serveMetrics(w)
+	case path == "/openapi/v2" && s.cfg.OpenAPIV2 != nil:
+		s.cfg.OpenAPIV2.ServeHTTP(w, r)
+	case strings.HasPrefix(path, "/openapi/v3") && s.cfg.OpenAPIV3 != nil:
+		s.cfg.OpenAPIV3.ServeHTTP(w, r)
+	case path == "/openid/v1/jwks" && s.tokens != nil:
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		w.Header().Set("Cache-Control", "public, max-age=3600")
+		_, _ = w.Write(s.tokens.KeySet())
+	case path == "/.well-known/openid-configuration" && s.tokens != nil:
+		s.openID(w)
+	case path == "":
+		s.index(w, r)
+	default:
+		discovery.NotFound(w)
+	}
+}
+
+// serveResource finds the kind and hands the request to the verb.
+func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info route.Info, user client.User, long bool) error {
+	gvr := schema.GroupVersionResource{Group: info.Group, Version: info.Version, Resource: info.Resource}
+	kind := s.cfg.Registry.ByResource(gvr)
+	c := &call{Server: s, w: w, r: r, info: info, user: user, kind: kind}
+	if kind != nil {
+		c.version = kind.Version(info.Version)
+	}
+	if !c.exists() {
+		discovery.NotFound(w)
+		return nil
+	}
+	if r.URL.RawQuery != "" {
+		c.query, _ = url.ParseQuery(r.URL.RawQuery)
+	}
+	if c.version.Deprecated != "" {
+		c.warn(c.version.Deprecated)
+	}
+	if !c.allowed() {
+		return apierrors.NewMethodNotSupported(kind.GroupResource(), info.Verb)
+	}
+	if !long {
+		ctx, cancel, err := c.deadline()
+		if err != nil {
+			return err
+		}
+		defer cancel()
+		c.r = r.WithContext(ctx)
+	}
+	if c.sub != nil && c.sub.Strategy == nil {
+		return c.special()
+	}
+	return c.verb()
+}
+
+// exists checks that the path names an endpoint, and finds its subresource.
+func (c *call) exists() bool {
+	if c.kind == nil || c.version == nil || c.version.NotServed || (c.info.Prefix == "api") != (c.kind.Group == "") {
+		return false
+	}
+	named, namespace := c.info.Name != "", c.info.Namespace != ""
+	if !c.kind.Namespaced && namespace && c.kind.Name() != "namespaces" {
+		return false
+	}
+	if c.kind.Namespaced && named && !namespace {
+		return false
+	}
+	if c.info.Subresource == "" {
+		return true
+	}
+	c.sub = c.kind.Subresource(c.info.Subresource)
+	if c.sub == nil || c.sub.Versions != nil && !slices.Contains(c.sub.Versions, c.version.Name) {
+		return false
+	}
+	return c.info.Rest == "" || c.info.Subresource == "proxy"
+}
+
+// allowed tells whether the endpoint has the verb.
+func (c *call) allowed() bool {
+	verb := c.info.Verb
+	if c.sub != nil {
+		if c.info.Subresource == "proxy" {
+			return true
+		}
+		return slices.Contains(c.sub.Verbs, verb) || verb == "get" && streams(c.info.Subresource)
+	}
+	if c.info.Verb == "create" && c.kind.Namespaced && c.info.Namespace == "" {
+		// Reviews of a namespace and the like are created inside one.
+		return false
+	}
+	if (c.info.Name != "") == (verb == "create" || verb == "list" || verb == "deletecollection") {
+		return false
+	}
+	return c.kind.Verbs == nil || slices.Contains(c.kind.Verbs, verb)
+}
+
+// streams tells which subresources are opened by GET (WebSocket) though discovery may list create alone.
+func streams(sub string) bool { return sub == "exec" || sub == "attach" || sub == "portforward" }
+
+// verb answers a request for the stored object itself, or a view of it.
+func (c *call) verb() error {
+	if c.kind.Virtual {
+		return c.virtual()
+	}
+	switch c.info.Verb {
+	case "get":
+		return c.get()
+	case "list":
+		return c.list()
+	case "watch":
+		return c.watch()
+	case "create":
+		return c.create()
+	case "update":
+		return c.update()
+	case "patch":
+		return c.patch()
+	case "delete":
+		return c.delete()
+	case "deletecollection":
+		return c.deleteCollection()
+	}
+	return apierrors.NewMethodNotSupported(c.kind.GroupResource(), c.info.Verb)
+}

@@ -1,0 +1,178 @@
+package apiserver
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/version"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/authn"
+	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/apiserver/discovery"
+	"coracle.dev/coracle/apiserver/list"
+	"coracle.dev/coracle/apiserver/wire"
+	"coracle.dev/coracle/apiserver/write"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
+)
+
+// Config is everything that a Server is made of. Store, Registry and Log are needed.
+type Config struct {
+	Store    store.Store
+	Registry *api.Registry
+	// Now is the clock, time.Now if nil.
+	Now func() time.Time
+	Log *slog.Logger
+
+	// ClientCA signs the client certificates that are accepted; nil accepts none.
+	ClientCA *x509.CertPool
+	// ServiceAccountKey signs and verifies the tokens of service accounts (P-256); nil issues none.
+	ServiceAccountKey *ecdsa.PrivateKey
+	// Issuer is the iss claim, "https://kubernetes.default.svc.cluster.local" if empty.
+	Issuer string
+	// Audiences are those of the API server, the issuer if empty.
+	Audiences []string
+	// Authorizer is asked beside system:masters; nil is RBAC from the store.
+	Authorizer authz.Authorizer
+	// Admission plug-ins run after the built-in ones.
+	Admission []admission.Plugin
+
+	// ServiceCIDRs are the ranges of cluster IPs, one for each family, the preferred first.
+	ServiceCIDRs []netip.Prefix
+	// NodePorts is the range of node ports, both ends included; 30000-32767 if zero.
+	NodePorts [2]int
+
+	// Nodes gives the kubelet API of a node, for logs, exec, attach, port-forward and proxy.
+	Nodes func(node string) (http.Handler, error)
+	// Dial reaches pods and services for their proxies; a plain net.Dialer if nil.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// Version is what /version says.
+	Version version.Info
+	// OpenAPIV2 and OpenAPIV3 answer /openapi/v2 and /openapi/v3...; nil is 404.
+	OpenAPIV2, OpenAPIV3 http.Handler
+	// Checks are the named parts of /healthz, /livez and /readyz.
+	Checks []Check
+	// GroupPriority orders the groups in discovery, the greatest first.
+	GroupPriority func(group string) int32
+
+	// MaxReads and MaxWrites bound the requests in flight; 400 and 200 if zero, as upstream. Beyond
+	// them clients get 429. Members of system:masters and long-running requests do not count.
+	MaxReads, MaxWrites int
+}
+
+// Check is one named part of the server's health.
+type Check struct {
+	Name string
+	// Live checks count for /livez too, not only for /readyz and /healthz.
+	Live bool
+	// Err says what is wrong, nil if nothing is. It is quick.
+	Err func() error
+}
+
+// Server is the API server. It is safe for concurrent use and has no goroutine of its own.
+type Server struct {
+	cfg       Config
+	chain     *write.Chain
+	lister    *list.Lister
+	authn     *authn.Authenticator
+	tokens    *authn.Tokens
+	authz     authz.Authorizer
+	discovery *discovery.Handler
+	openAPI   http.Handler
+
+	reads, writes chan struct{} // slots of requests in flight
+	metrics       metrics
+
+	stop     chan struct{}
+	stopOnce sync.Once
+	views    sync.Map // *api.Version -> *wire.View
+}
+
+// New makes a Server. It starts nothing.
+func New(cfg Config) (*Server, error) {
+	if cfg.Store == nil || cfg.Registry == nil || cfg.Log == nil {
+		return nil, errors.New("apiserver: Config needs Store, Registry and Log")
+	}
+	cfg.setDefaults()
+	s := &Server{
+		cfg:       cfg,
+		lister:    &list.Lister{Store: cfg.Store, Now: cfg.Now},
+		authn:     &authn.Authenticator{ClientCA: cfg.ClientCA, Now: cfg.Now},
+		authz:     authz.Any{authz.Masters, cfg.Authorizer},
+		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority},
+		reads:     make(chan struct{}, cfg.MaxReads),
+		writes:    make(chan struct{}, cfg.MaxWrites),
+		stop:      make(chan struct{}),
+	}
+	if cfg.ServiceAccountKey != nil {
+		s.tokens = &authn.Tokens{
+			Key: cfg.ServiceAccountKey, Issuer: cfg.Issuer, Audiences: cfg.Audiences,
+			Snapshot: cfg.Store.Snapshot, Now: cfg.Now,
+		}
+		s.authn.Tokens = s.tokens
+	}
+	s.chain = &write.Chain{
+		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
+		Admission: append(admission.BuiltIn(), cfg.Admission...),
+	}
+	return s, nil
+}
+
+func (c *Config) setDefaults() {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Issuer == "" {
+		c.Issuer = "https://kubernetes.default.svc.cluster.local"
+	}
+	if len(c.Audiences) == 0 {
+		c.Audiences = []string{c.Issuer}
+	}
+	if c.NodePorts == [2]int{} {
+		c.NodePorts = [2]int{30000, 32767}
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: 30 * time.Second}).DialContext
+	}
+	if c.MaxReads == 0 {
+		c.MaxReads = 400
+	}
+	if c.MaxWrites == 0 {
+		c.MaxWrites = 200
+	}
+	if c.Authorizer == nil {
+		c.Authorizer = &authz.RBAC{Store: c.Store}
+	}
+}
+
+// Handler is the API over HTTP. The caller listens, does TLS (asking for client certificates
+// without verifying them: tls.RequestClientCert) and offers HTTP/2.
+func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
+
+// Writer is the chain for the parts of this program. The acting user is that of the
+// context (client.WithUser), else the server itself; what it may do is not asked.
+func (s *Server) Writer() client.Writer { return (*writer)(s) }
+
+// Close ends all watches and other long-running requests. Requests that come after it are
+// answered still; the caller closes its listener.
+func (s *Server) Close() { s.stopOnce.Do(func() { close(s.stop) }) }
+
+// view returns the view of a kind in a version.
+func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {
+	if view, ok := s.views.Load(v); ok {
+		return view.(*wire.View)
+	}
+	view, _ := s.views.LoadOrStore(v, wire.NewView(k, v))
+	return view.(*wire.View)
+}

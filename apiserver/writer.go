@@ -1,0 +1,105 @@
+package apiserver
+
+import (
+	"context"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/apiserver/write"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
+)
+
+// writer is the Server as the parts of this program see it.
+type writer Server
+
+var _ client.Writer = (*writer)(nil)
+
+// target says where a write goes.
+func (w *writer) target(ctx context.Context, resource, subresource, namespace, name string) (write.Target, error) {
+	k := w.cfg.Registry.ByName(resource)
+	if k == nil {
+		return write.Target{}, apierrors.NewInternalError(fmt.Errorf("no resource %q is registered", resource))
+	}
+	if subresource != "" {
+		if s := k.Subresource(subresource); s == nil || s.Strategy == nil {
+			return write.Target{}, apierrors.NewInternalError(fmt.Errorf("%s has no subresource %q that can be written in-process", resource, subresource))
+		}
+	}
+	user, ok := client.UserFrom(ctx)
+	if !ok {
+		user = client.User{Name: client.UserServer, Groups: []string{client.GroupMasters, client.GroupAuthenticated}}
+	}
+	return write.Target{Kind: k, Subresource: subresource, Namespace: namespace, Name: name, User: user}, nil
+}
+
+// Create implements client.Writer.
+func (w *writer) Create(ctx context.Context, resource string, obj api.Object, opts client.WriteOptions) (api.Object, error) {
+	t, err := w.target(ctx, resource, "", obj.GetNamespace(), "")
+	if err != nil {
+		return nil, err
+	}
+	t.Manager = opts.FieldManager
+	e, err := w.chain.Create(ctx, t, obj)
+	if err != nil {
+		return nil, err
+	}
+	return e.Object.(api.Object), nil
+}
+
+// Update implements client.Writer.
+func (w *writer) Update(ctx context.Context, resource string, obj api.Object, opts client.WriteOptions) (api.Object, error) {
+	t, err := w.target(ctx, resource, opts.Subresource, obj.GetNamespace(), obj.GetName())
+	if err != nil {
+		return nil, err
+	}
+	t.Manager = opts.FieldManager
+	rv := obj.GetResourceVersion()
+	if rv == "" || rv == "0" {
+		return nil, apierrors.NewBadRequest("an update in-process names the resourceVersion that it was made from")
+	}
+	e, _, err := w.chain.Update(ctx, t, write.Update{
+		UID:  obj.GetUID(),
+		Make: func(*store.Entry) (api.Object, error) { return obj, nil },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.Object.(api.Object), nil
+}
+
+// Delete implements client.Writer.
+func (w *writer) Delete(ctx context.Context, ref client.Ref, opts client.DeleteOptions) error {
+	t, err := w.target(ctx, ref.Resource, "", ref.Namespace, ref.Name)
+	if err != nil {
+		return err
+	}
+	o := &metav1.DeleteOptions{GracePeriodSeconds: opts.GraceSeconds}
+	if opts.Propagation != "" {
+		o.PropagationPolicy = &opts.Propagation
+	}
+	if opts.UID != "" || opts.ResourceVersion != "" {
+		o.Preconditions = &metav1.Preconditions{}
+		if opts.UID != "" {
+			o.Preconditions.UID = &opts.UID
+		}
+		if opts.ResourceVersion != "" {
+			o.Preconditions.ResourceVersion = &opts.ResourceVersion
+		}
+	}
+	_, err = w.chain.Delete(ctx, t, o)
+	return err
+}
+
+// Bind implements client.Writer.
+func (w *writer) Bind(ctx context.Context, namespace, pod string, uid types.UID, node string) error {
+	t, err := w.target(ctx, client.Pods.Name, "", namespace, pod)
+	if err != nil {
+		return err
+	}
+	return (*Server)(w).bind(ctx, t, binding{uid: uid, node: node})
+}
