@@ -3,7 +3,6 @@ package core
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
 )
@@ -97,30 +96,6 @@ func persistentVolumeClaimKind() *api.Kind {
 	}
 }
 
-func podKind() *api.Kind {
-	keepSpec := api.OnUpdate(func(n, o *corev1.Pod) { n.Spec = o.Spec })
-	return &api.Kind{
-		Kind: "Pod", Resource: "pods", Singular: "pod", ShortNames: []string{"po"}, Categories: []string{"all"}, Namespaced: true,
-		Versions: v1[corev1.Pod, corev1.PodList](), UnconditionalUpdate: true,
-		Default: api.On(func(p *corev1.Pod) { DefaultPodSpec(&p.Spec) }),
-		Indexes: map[string]func(api.Object) []string{
-			"node": api.Values(func(p *corev1.Pod) []string { return []string{p.Spec.NodeName} }),
-		},
-		Subresources: []api.Subresource{
-			connect("attach", "PodAttachOptions", "create", "get"),
-			{Name: "binding", Type: coreType("Binding"), Verbs: []string{"create"}},
-			view("ephemeralcontainers", api.Strategy{}),
-			{Name: "eviction", Type: schema.GroupVersionKind{Group: "policy", Version: "v1", Kind: "Eviction"}, Verbs: []string{"create"}},
-			connect("exec", "PodExecOptions", "create", "get"),
-			{Name: "log", Verbs: []string{"get"}},
-			connect("portforward", "PodPortForwardOptions", "create", "get"),
-			connect("proxy", "PodProxyOptions", proxyVerbs...),
-			view("resize", api.Strategy{}),
-			view("status", api.Strategy{PrepareUpdate: keepSpec}),
-		},
-	}
-}
-
 func podTemplateKind() *api.Kind {
 	return &api.Kind{
 		Kind: "PodTemplate", Resource: "podtemplates", Singular: "podtemplate", Namespaced: true,
@@ -179,7 +154,3 @@ func serviceAccountKind() *api.Kind {
 	}
 }
 
-// ValidatePodTemplateSpec checks the template of a workload.
-func ValidatePodTemplateSpec(t *corev1.PodTemplateSpec, path *field.Path) field.ErrorList {
-	return ValidatePodSpec(&t.Spec, &t.ObjectMeta, path.Child("spec"))
-}

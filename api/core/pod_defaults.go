@@ -5,6 +5,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
+
+	"coracle.dev/coracle/api/validate"
 )
 
 // DefaultPodTemplate fills the template of a workload as upstream does when
@@ -37,10 +40,6 @@ func DefaultPodSpec(s *corev1.PodSpec) {
 		s.ServiceAccountName = s.DeprecatedServiceAccount
 	}
 	s.DeprecatedServiceAccount = s.ServiceAccountName
-	if s.HostNetwork {
-		defaultHostPorts(s.InitContainers)
-		defaultHostPorts(s.Containers)
-	}
 	for i := range s.InitContainers {
 		defaultContainer(&s.InitContainers[i])
 	}
@@ -52,18 +51,113 @@ func DefaultPodSpec(s *corev1.PodSpec) {
 		defaultContainer((*corev1.Container)(&s.EphemeralContainers[i].EphemeralContainerCommon))
 	}
 	defaultResourceList(s.Overhead)
-	if s.Resources != nil {
-		defaultResourceList(s.Resources.Limits)
-		defaultResourceList(s.Resources.Requests)
-	}
+	defaultRequirements(s.Resources)
 	for i := range s.Volumes {
 		defaultVolume(&s.Volumes[i])
 	}
-	defaultSpread(s.TopologySpreadConstraints)
 }
 
-func defaultSpread(cs []corev1.TopologySpreadConstraint) {
-	_ = cs // nodeAffinityPolicy and nodeTaintsPolicy stay absent: readers know their meaning
+// defaultPod fills a pod: its spec, and what pods have that templates do not, so that
+// a template keeps the words of its author.
+func defaultPod(p *corev1.Pod) {
+	s := &p.Spec
+	DefaultPodSpec(s)
+	for i := range s.Containers {
+		requestLimits(&s.Containers[i].Resources)
+	}
+	for i := range s.InitContainers {
+		requestLimits(&s.InitContainers[i].Resources)
+	}
+	if s.Resources != nil {
+		defaultPodResources(p)
+	}
+	if s.EnableServiceLinks == nil {
+		s.EnableServiceLinks = new(corev1.DefaultEnableServiceLinks)
+	}
+	if s.HostNetwork {
+		defaultHostPorts(s.InitContainers)
+		defaultHostPorts(s.Containers)
+	}
+	defaultPodStatus(&p.Status)
+}
+
+// requestLimits makes a container request what it is limited to where it names no request.
+func requestLimits(r *corev1.ResourceRequirements) {
+	for name, limit := range r.Limits {
+		if _, ok := r.Requests[name]; ok {
+			continue
+		}
+		if r.Requests == nil {
+			r.Requests = make(corev1.ResourceList, len(r.Limits))
+		}
+		r.Requests[name] = limit.DeepCopy()
+	}
+}
+
+// defaultPodResources completes pod-level resources from those of the containers
+// (KEP-2837): limits of huge pages, then requests.
+func defaultPodResources(p *corev1.Pod) {
+	r := p.Spec.Resources
+	if len(r.Limits) == 0 && len(r.Requests) == 0 {
+		return
+	}
+	sum := resourcehelper.AggregateContainerLimits(p, resourcehelper.PodResourcesOptions{})
+	for name, limit := range sum {
+		if _, requested := r.Requests[name]; requested || !validate.HugePages(name) || !resourcehelper.IsSupportedPodLevelResource(name) {
+			continue
+		}
+		setIfAbsent(&r.Limits, name, limit)
+	}
+	if len(r.Limits) == 0 {
+		return
+	}
+	sum = resourcehelper.AggregateContainerRequests(p, resourcehelper.PodResourcesOptions{})
+	for name, request := range sum {
+		if resourcehelper.IsSupportedPodLevelResource(name) && validate.OvercommitAllowed(name) {
+			setIfAbsent(&r.Requests, name, request)
+		}
+	}
+	for name, limit := range r.Limits {
+		if resourcehelper.IsSupportedPodLevelResource(name) {
+			setIfAbsent(&r.Requests, name, limit)
+		}
+	}
+}
+
+func setIfAbsent(l *corev1.ResourceList, name corev1.ResourceName, q resource.Quantity) {
+	if _, ok := (*l)[name]; ok {
+		return
+	}
+	if *l == nil {
+		*l = corev1.ResourceList{}
+	}
+	(*l)[name] = q.DeepCopy()
+}
+
+// defaultPodStatus keeps podIP the first of podIPs, as writers of either expect, and
+// rounds quantities.
+func defaultPodStatus(s *corev1.PodStatus) {
+	switch {
+	case s.PodIP == "" && len(s.PodIPs) > 0:
+		s.PodIP = s.PodIPs[0].IP
+	case s.PodIP != "" && (len(s.PodIPs) == 0 || s.PodIPs[0].IP != s.PodIP):
+		s.PodIPs = []corev1.PodIP{{IP: s.PodIP}}
+	}
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses} {
+		for i := range list {
+			defaultResourceList(list[i].AllocatedResources)
+			defaultRequirements(list[i].Resources)
+		}
+	}
+	defaultResourceList(s.AllocatedResources)
+	defaultRequirements(s.Resources)
+}
+
+func defaultRequirements(r *corev1.ResourceRequirements) {
+	if r != nil {
+		defaultResourceList(r.Limits)
+		defaultResourceList(r.Requests)
+	}
 }
 
 // defaultHostPorts makes the container ports of a host-network pod host ports.
@@ -95,8 +189,7 @@ func defaultContainer(c *corev1.Container) {
 	for i := range c.Env {
 		defaultEnv(&c.Env[i])
 	}
-	defaultResourceList(c.Resources.Limits)
-	defaultResourceList(c.Resources.Requests)
+	defaultRequirements(&c.Resources)
 	defaultProbe(c.LivenessProbe)
 	defaultProbe(c.ReadinessProbe)
 	defaultProbe(c.StartupProbe)

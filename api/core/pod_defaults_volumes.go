@@ -15,43 +15,58 @@ func defaultVolume(v *corev1.Volume) {
 		return
 	}
 	defaultFileVolume(s)
-	switch {
-	case s.HostPath != nil:
+	if s.HostPath != nil {
 		defaultHostPath(s.HostPath)
-	case s.ISCSI != nil:
-		setIfEmpty(&s.ISCSI.ISCSIInterface, "default")
-	case s.RBD != nil:
-		setIfEmpty(&s.RBD.RBDPool, "rbd")
-		setIfEmpty(&s.RBD.RadosUser, "admin")
-		setIfEmpty(&s.RBD.Keyring, "/etc/ceph/keyring")
-	case s.AzureDisk != nil:
+	}
+	if v := s.ISCSI; v != nil {
+		setIfEmpty(&v.ISCSIInterface, "default")
+	}
+	if v := s.RBD; v != nil {
+		defaultRBD(&v.RBDPool, &v.RadosUser, &v.Keyring)
+	}
+	if s.AzureDisk != nil {
 		defaultAzureDisk(s.AzureDisk)
-	case s.ScaleIO != nil:
-		setIfEmpty(&s.ScaleIO.StorageMode, "ThinProvisioned")
-		setIfEmpty(&s.ScaleIO.FSType, "xfs")
-	case s.Ephemeral != nil && s.Ephemeral.VolumeClaimTemplate != nil:
+	}
+	if v := s.ScaleIO; v != nil {
+		defaultScaleIO(&v.StorageMode, &v.FSType)
+	}
+	if s.Ephemeral != nil && s.Ephemeral.VolumeClaimTemplate != nil {
 		defaultClaimSpec(&s.Ephemeral.VolumeClaimTemplate.Spec)
-	case s.Image != nil && s.Image.PullPolicy == "":
+	}
+	if s.Image != nil && s.Image.PullPolicy == "" {
 		s.Image.PullPolicy = pullPolicy(s.Image.Reference)
 	}
 }
 
 // defaultFileVolume fills the volumes that are files made from API objects.
 func defaultFileVolume(s *corev1.VolumeSource) {
-	switch {
-	case s.Secret != nil:
+	if s.Secret != nil {
 		setMode(&s.Secret.DefaultMode)
-	case s.ConfigMap != nil:
+	}
+	if s.ConfigMap != nil {
 		setMode(&s.ConfigMap.DefaultMode)
-	case s.DownwardAPI != nil:
+	}
+	if s.DownwardAPI != nil {
 		setMode(&s.DownwardAPI.DefaultMode)
 		defaultDownward(s.DownwardAPI.Items)
-	case s.Projected != nil:
+	}
+	if s.Projected != nil {
 		setMode(&s.Projected.DefaultMode)
 		for i := range s.Projected.Sources {
 			defaultProjection(&s.Projected.Sources[i])
 		}
 	}
+}
+
+func defaultRBD(pool, user, keyring *string) {
+	setIfEmpty(pool, "rbd")
+	setIfEmpty(user, "admin")
+	setIfEmpty(keyring, "/etc/ceph/keyring")
+}
+
+func defaultScaleIO(mode, fsType *string) {
+	setIfEmpty(mode, "ThinProvisioned")
+	setIfEmpty(fsType, "xfs")
 }
 
 func defaultProjection(p *corev1.VolumeProjection) {

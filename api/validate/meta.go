@@ -1,6 +1,9 @@
 package validate
 
 import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	v1validation "k8s.io/apimachinery/pkg/apis/meta/v1/validation"
@@ -13,13 +16,36 @@ func Meta(meta metav1.Object, namespaced bool, name func(string, bool) []string,
 	if name == nil {
 		name = Subdomain
 	}
-	return validation.ValidateObjectMetaAccessor(meta, namespaced, name, path)
+	return append(validation.ValidateObjectMetaAccessor(meta, namespaced, name, path),
+		finalizers(meta.GetFinalizers(), path)...)
+}
+
+// finalizers holds that a finalizer without a domain is one of Kubernetes' own.
+func finalizers(names []string, path *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	for i, name := range names {
+		errs = append(errs, Finalizer(name, path.Child("finalizers").Index(i))...)
+	}
+	return errs
+}
+
+// Finalizer refuses the name of a finalizer that has no domain and is not one of Kubernetes' own.
+func Finalizer(name string, path *field.Path) field.ErrorList {
+	switch name {
+	case string(corev1.FinalizerKubernetes), metav1.FinalizerOrphanDependents, metav1.FinalizerDeleteDependents:
+		return nil
+	}
+	if strings.Contains(name, "/") {
+		return nil
+	}
+	return field.ErrorList{field.Invalid(path, name, "name is neither a standard finalizer name nor is it fully qualified")}
 }
 
 // MetaUpdate checks a change of metadata: name, namespace, uid and timestamps stay,
 // and resourceVersion is there.
 func MetaUpdate(meta, old metav1.Object, path *field.Path) field.ErrorList {
-	return validation.ValidateObjectMetaAccessorUpdate(meta, old, path)
+	return append(validation.ValidateObjectMetaAccessorUpdate(meta, old, path),
+		finalizers(meta.GetFinalizers(), path)...)
 }
 
 // TemplateMeta checks the metadata of a template, of which only labels,
