@@ -2,6 +2,8 @@ package client
 
 import (
 	"bytes"
+	"fmt"
+	"log/slog"
 	"math/rand"
 	"reflect"
 	"strings"
@@ -24,6 +26,7 @@ import (
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/store"
 	"coracle.dev/coracle/store/memory"
+	"coracle.dev/coracle/store/pebble"
 )
 
 // testScheme has every type of k8s.io/api and CustomResourceDefinition.
@@ -421,5 +424,53 @@ func BenchmarkDecodePod(b *testing.B) {
 		if _, err := codec.Decode(key, data); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// BenchmarkOpen10000Pods opens and closes a durable store of 10,000 pods.
+func BenchmarkOpen10000Pods(b *testing.B) { benchmarkOpen(b, 10_000) }
+
+// BenchmarkOpenEmpty opens a store in a new directory, and closes it.
+func BenchmarkOpenEmpty(b *testing.B) { benchmarkOpen(b, 0) }
+
+func benchmarkOpen(b *testing.B, pods int) {
+	opts := StoreOptions(testRegistry(), 0)
+	open := func(dir string) store.Store {
+		s, err := pebble.Open(dir, opts, slog.New(slog.DiscardHandler))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return s
+	}
+	dir := b.TempDir()
+	if pods > 0 {
+		s := open(dir)
+		for i := range pods {
+			name := fmt.Sprint("pod-", i)
+			key := store.Key{Resource: "pods", Namespace: fmt.Sprint("ns-", i%20), Name: name}
+			pod := samplePod()
+			pod.Name, pod.Namespace = name, key.Namespace
+			if _, _, err := s.Commit(b.Context(), store.Txn{Relaxed: i%100 != 0, Ops: []store.Op{{Key: key, Object: pod}}}); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ResetTimer()
+	for range b.N {
+		if pods == 0 {
+			dir = b.TempDir()
+		}
+		s := open(dir)
+		b.StopTimer()
+		if n := s.Snapshot().Count("pods", ""); n != pods {
+			b.Fatal(n)
+		}
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
 	}
 }
