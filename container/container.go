@@ -268,7 +268,7 @@ const (
 // Seccomp is the system call filter of a container.
 type Seccomp struct {
 	Mode SeccompMode `json:"mode,omitempty"`
-	// Profile for SeccompCustom. ParseSeccomp reads one from the usual JSON.
+	// Profile for SeccompCustom. Package seccomp reads one from the usual JSON.
 	Profile *specs.LinuxSeccomp `json:"profile,omitempty"`
 }
 
