@@ -194,7 +194,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	status := wire.StatusOf(err)
-	if status.Code >= 500 && r.Context().Err() == nil {
+	if status.Code == http.StatusInternalServerError && r.Context().Err() == nil {
 		s.cfg.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "code", status.Code, "error", err)
 	}
 	if status.Details != nil && status.Details.RetryAfterSeconds > 0 {

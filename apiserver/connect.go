@@ -305,7 +305,9 @@ func (w *logWriter) WriteHeader(code int) {
 	w.ResponseWriter.WriteHeader(code)
 }
 
-func (w *logWriter) failed() bool { return w.code < http.StatusOK || w.code > http.StatusPartialContent }
+func (w *logWriter) failed() bool {
+	return w.code < http.StatusOK || w.code > http.StatusPartialContent
+}
 
 // Write implements http.ResponseWriter.
 func (w *logWriter) Write(p []byte) (int, error) {
@@ -348,4 +350,3 @@ func (w *logWriter) result(pod *corev1.Pod) error {
 	}
 	return apierrors.NewGenericServerResponse(w.code, "", schema.GroupResource{Resource: "pods/log"}, pod.Name, text, 0, false)
 }
-

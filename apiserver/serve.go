@@ -256,7 +256,7 @@ func (c *call) allowed() bool {
 		// Reviews of a namespace and the like are created inside one.
 		return false
 	}
-	if (c.info.Name != "") == (verb == "create" || verb == "list" || verb == "deletecollection") {
+	if collection := verb == "create" || verb == "list" || verb == "deletecollection"; verb != "watch" && collection == (c.info.Name != "") {
 		return false
 	}
 	return c.kind.Verbs == nil || slices.Contains(c.kind.Verbs, verb)
