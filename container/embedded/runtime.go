@@ -58,7 +58,6 @@ type Runtime struct {
 	shim       *supervisor
 	bootID     string
 	events     *events
-	recovering []string // containers whose shim is to be asked about them
 
 	mu         sync.Mutex // guards what follows
 	sandboxes  map[string]*sandbox
@@ -89,8 +88,7 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 		return nil, err
 	}
 	if r.cgroupRoot == "" {
-		sum := sha256.Sum256([]byte(dir))
-		r.cgroupRoot = "/coracle-" + hex.EncodeToString(sum[:4])
+		r.cgroupRoot = defaultRoot(dir)
 	}
 	r.cgroupRoot = filepath.Clean("/" + r.cgroupRoot)
 	if r.bootID, err = process.BootID(); err != nil {
@@ -110,6 +108,12 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// defaultRoot is the root cgroup where none is given.
+func defaultRoot(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return "/coracle-" + hex.EncodeToString(sum[:4])
 }
 
 // makeDir makes the runtime's directory and returns its real path, as mounts show it.
