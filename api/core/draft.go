@@ -76,26 +76,6 @@ func nodeKind() *api.Kind {
 	}
 }
 
-func persistentVolumeKind() *api.Kind {
-	return &api.Kind{
-		Kind: "PersistentVolume", Resource: "persistentvolumes", Singular: "persistentvolume", ShortNames: []string{"pv"},
-		Versions: v1[corev1.PersistentVolume, corev1.PersistentVolumeList](), UnconditionalUpdate: true,
-		Subresources: []api.Subresource{
-			view("status", api.Strategy{PrepareUpdate: api.OnUpdate(func(n, o *corev1.PersistentVolume) { n.Spec = o.Spec })}),
-		},
-	}
-}
-
-func persistentVolumeClaimKind() *api.Kind {
-	return &api.Kind{
-		Kind: "PersistentVolumeClaim", Resource: "persistentvolumeclaims", Singular: "persistentvolumeclaim", ShortNames: []string{"pvc"}, Namespaced: true,
-		Versions: v1[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList](), UnconditionalUpdate: true,
-		Subresources: []api.Subresource{
-			view("status", api.Strategy{PrepareUpdate: api.OnUpdate(func(n, o *corev1.PersistentVolumeClaim) { n.Spec = o.Spec })}),
-		},
-	}
-}
-
 func podTemplateKind() *api.Kind {
 	return &api.Kind{
 		Kind: "PodTemplate", Resource: "podtemplates", Singular: "podtemplate", Namespaced: true,
