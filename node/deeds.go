@@ -349,8 +349,13 @@ func (w *worker) confirm(ctx context.Context, pod *corev1.Pod, st *corev1.PodSta
 	zero := int64(0)
 	err := w.a.cfg.Client.Delete(ctx, client.Ref{Resource: client.Pods.Name, Namespace: pod.Namespace, Name: pod.Name},
 		client.DeleteOptions{UID: pod.UID, GraceSeconds: &zero})
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // it is another pod by now
+	if apierrors.IsNotFound(err) {
 		return nil
+	}
+	if apierrors.IsConflict(err) { // a change came between, or it is another pod by now
+		if now, ok := client.Pods.Get(w.a.cfg.Client.Snapshot(), pod.Namespace, pod.Name); !ok || now.UID != pod.UID {
+			return nil
+		}
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -185,8 +186,7 @@ func (w *worker) take() {
 	w.inbox = inbox{}
 	w.mu.Unlock()
 	if in.pod != nil && newer(in.pod, w.v.pod) {
-		w.v.pod = in.pod
-		w.addContainers()
+		w.update(in.pod)
 	}
 	w.v.gone = w.v.gone || in.gone
 	for _, apply := range in.results {
@@ -205,6 +205,27 @@ func (w *worker) take() {
 			}
 		}
 	}
+}
+
+// update takes a later version of the pod.
+func (w *worker) update(pod *corev1.Pod) {
+	if w.v.resize.state == todo && limitsDiffer(pod, w.v.pod) {
+		w.v.resize, w.v.resizeCondition = step{}, nil // other limits may fit
+	}
+	w.v.pod = pod
+	w.addContainers()
+}
+
+// limitsDiffer tells whether two versions of a pod ask for other resources.
+func limitsDiffer(a, b *corev1.Pod) bool {
+	for _, lists := range [][2][]corev1.Container{{a.Spec.Containers, b.Spec.Containers}, {a.Spec.InitContainers, b.Spec.InitContainers}} {
+		for i := range lists[0] {
+			if !equality.Semantic.DeepEqual(lists[0][i].Resources, lists[1][i].Resources) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // newer tells whether a is a later version than b. Versions of a pod are decimal numbers.
@@ -297,9 +318,13 @@ func (w *worker) publish(ctx context.Context, now time.Time) time.Time {
 	if w.status.retry.After(now) {
 		return w.status.retry
 	}
-	if w.a.cfg.Settle > 0 && !pressing(&w.v.pod.Status, &st) {
+	leaving := w.v.pod.DeletionTimestamp != nil && quiet(&w.v) // the last status is written with the end
+	if w.a.cfg.Settle > 0 && (leaving || !pressing(&w.v.pod.Status, &st)) {
 		if w.status.hold.IsZero() {
 			w.status.hold = now.Add(w.a.cfg.Settle)
+			if leaving {
+				w.status.hold = now.Add(leaveHold)
+			}
 		}
 		if w.status.hold.After(now) {
 			return w.status.hold
@@ -314,7 +339,21 @@ func (w *worker) publish(ctx context.Context, now time.Time) time.Time {
 	return time.Time{}
 }
 
-const statusTimeout = 30 * time.Second
+const (
+	statusTimeout = 30 * time.Second
+	// leaveHold is how long the end of a pod that is being deleted may take before it is shown.
+	leaveHold = time.Second
+)
+
+// quiet tells whether nothing of a pod runs any more.
+func quiet(v *view) bool {
+	for _, c := range v.containers {
+		if c.op != idle || c.current.running() {
+			return false
+		}
+	}
+	return v.stop != nil
+}
 
 // write writes a status over a version of the pod.
 func (w *worker) write(ctx context.Context, pod *corev1.Pod, st *corev1.PodStatus) (*corev1.Pod, error) {
@@ -334,7 +373,7 @@ func (w *worker) written(out *corev1.Pod, err error) {
 	case err == nil:
 		w.status.failures = 0
 		if newer(out, w.v.pod) {
-			w.v.pod = out
+			w.update(out)
 		}
 	case apierrors.IsConflict(err):
 		w.refresh()
@@ -351,8 +390,7 @@ func (w *worker) written(out *corev1.Pod, err error) {
 // refresh reads the pod's present version.
 func (w *worker) refresh() {
 	if pod, ok := client.Pods.Get(w.a.cfg.Client.Snapshot(), w.v.pod.Namespace, w.v.pod.Name); ok && pod.UID == w.uid && newer(pod, w.v.pod) {
-		w.v.pod = pod
-		w.addContainers()
+		w.update(pod)
 	}
 }
 

@@ -1,0 +1,883 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/container"
+)
+
+func TestPodRunsAndIsDeleted(t *testing.T) {
+	run(t, func(r *rig) {
+		r.takeEvents()
+		r.create(podOf("web", "a: run", "b: run"))
+		r.advance(60 * time.Millisecond)
+		r.want("web", "Running a=running+ b=running+")
+		r.wantTook("sandbox", "start a", "start b")
+		p := r.get("web")
+		for ct, want := range map[corev1.PodConditionType]string{
+			corev1.PodReady: "True", corev1.ContainersReady: "True", corev1.PodInitialized: "True",
+			corev1.PodReadyToStartContainers: "True", corev1.PodScheduled: "True",
+		} {
+			if got := cond(p, ct); got != want {
+				t.Errorf("condition %s: got %q, want %q", ct, got, want)
+			}
+		}
+		if p.Status.PodIP != "10.1.0.2" || p.Status.HostIP != "192.168.1.1" || p.Status.QOSClass != corev1.PodQOSBestEffort {
+			t.Errorf("addresses %s %s, class %s", p.Status.PodIP, p.Status.HostIP, p.Status.QOSClass)
+		}
+		r.wantEvents(
+			`Pulling: Pulling image "img"`,
+			`Pulled: Successfully pulled image "img" in 0s (0s including waiting). Image size: 1234 bytes.`,
+			"Created: Container created", "Started: Container started",
+			`Pulled: Container image "img" already present on machine and can be accessed by the pod`,
+			"Created: Container created", "Started: Container started",
+		)
+		r.delete("web", nil)
+		r.wantGone("web")
+		if len(r.a.Pods()) != 0 {
+			t.Error("the agent still has the pod")
+		}
+	})
+}
+
+func TestRestartPolicies(t *testing.T) {
+	for _, tc := range []struct {
+		policy  corev1.RestartPolicy
+		command string
+		after   time.Duration
+		want    string
+	}{
+		{corev1.RestartPolicyNever, "exit 0 1s", 3 * time.Second, "Succeeded a=Completed/0"},
+		{corev1.RestartPolicyNever, "exit 3 1s", 3 * time.Second, "Failed a=Error/3"},
+		{corev1.RestartPolicyNever, "noexec", 3 * time.Second, "Failed a=StartError/128"},
+		{corev1.RestartPolicyOnFailure, "exit 0 1s", 3 * time.Second, "Succeeded a=Completed/0"},
+		{corev1.RestartPolicyOnFailure, "exit 3 1s", 1500 * time.Millisecond, "Running a=running(last Error/3)x1+"},
+		{corev1.RestartPolicyAlways, "exit 0 1s", 1500 * time.Millisecond, "Running a=running(last Completed/0)x1+"},
+		{corev1.RestartPolicyAlways, "exit 0 1s", 3 * time.Second, "Running a=CrashLoopBackOff(last Completed/0)x1"},
+		{corev1.RestartPolicyAlways, "noexec", 3 * time.Second, "Running a=RunContainerError(last StartError/128)x1"},
+	} {
+		t.Run(fmt.Sprintf("%s %s", tc.policy, tc.command), func(t *testing.T) {
+			run(t, func(r *rig) {
+				p := podOf("web", "a: "+tc.command)
+				p.Spec.RestartPolicy = tc.policy
+				r.create(p)
+				r.advance(tc.after)
+				r.want("web", tc.want)
+			})
+		})
+	}
+}
+
+// TestCrashLoop follows the times of restarts: at once, then 10 s, doubling to five minutes, and
+// from the beginning after a long life.
+func TestCrashLoop(t *testing.T) {
+	run(t, func(r *rig) {
+		begin := time.Now()
+		r.create(podOf("web", "a: exit 1 1s"))
+		var at []string
+		last := int32(0)
+		for time.Since(begin) < 30*time.Minute {
+			r.advance(time.Second)
+			if n := r.get("web").Status.ContainerStatuses[0].RestartCount; n != last {
+				last = n
+				at = append(at, fmt.Sprint(time.Since(begin).Round(time.Second)))
+			}
+		}
+		want := "1s 12s 33s 1m14s 2m35s 5m16s 10m17s 15m18s 20m19s 25m20s"
+		if got := strings.Join(at, " "); got != want {
+			t.Errorf("restarts at\n got %s\nwant %s", got, want)
+		}
+		events := strings.Join(r.takeEvents(), "\n")
+		if !strings.Contains(events, "BackOff: Back-off restarting failed container a in pod web_default(") {
+			t.Error(events)
+		}
+		st := r.get("web").Status.ContainerStatuses[0]
+		if m := st.State.Waiting.Message; !strings.HasPrefix(m, "back-off 5m0s restarting failed container=a pod=web_default(") {
+			t.Error(m)
+		}
+		// Only the present instance and the one before are kept.
+		if n := len(r.rt.Containers("")); n != 2 {
+			t.Errorf("%d containers are kept", n)
+		}
+	})
+}
+
+func TestInitContainersAndSidecars(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "main: run")
+		side := containerOf("side: run")
+		side.RestartPolicy = ptr(corev1.ContainerRestartPolicyAlways)
+		side.StartupProbe = &corev1.Probe{ProbeHandler: execProbe("up"), PeriodSeconds: 5, FailureThreshold: 10}
+		side2 := containerOf("side2: run")
+		side2.RestartPolicy = ptr(corev1.ContainerRestartPolicyAlways)
+		p.Spec.InitContainers = []corev1.Container{containerOf("one: exit 0 2s"), side, containerOf("two: exit 0 2s"), side2}
+		up := false
+		r.rt.exec = func(string, []string) (int, string) {
+			if up {
+				return 0, ""
+			}
+			return 1, "not yet"
+		}
+		r.create(p)
+		r.advance(time.Second)
+		r.want("web", "Pending one=running side=PodInitializing two=PodInitializing side2=PodInitializing main=PodInitializing")
+		if got := cond(r.get("web"), corev1.PodInitialized); got != "False ContainersNotInitialized containers with incomplete status: [one side two side2]" {
+			t.Error(got)
+		}
+		r.advance(2 * time.Second)
+		r.want("web", "Pending one=Completed/0+ side=running two=PodInitializing side2=PodInitializing main=PodInitializing")
+		r.advance(4 * time.Second)
+		up = true
+		r.advance(5500 * time.Millisecond)
+		r.want("web", "Pending one=Completed/0+ side=running+ two=running side2=PodInitializing main=PodInitializing")
+		r.advance(3 * time.Second)
+		r.want("web", "Running one=Completed/0+ side=running+ two=Completed/0+ side2=running+ main=running+")
+		r.wantTook("sandbox", "start one", "start side", "start two", "start side2", "start main")
+		// Sidecars end after the main container, in reverse order.
+		r.delete("web", nil)
+		r.wantGone("web")
+		var stops []string
+		for _, l := range r.rt.took() {
+			if f := strings.Fields(l); f[0] == "stop" {
+				stops = append(stops, f[1])
+			}
+		}
+		if got := strings.Join(stops, " "); got != "main side2 side" {
+			t.Errorf("stopped in order %s", got)
+		}
+	})
+}
+
+func TestSidecarDoesNotHoldUpCompletion(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("job", "main: exit 0 2s")
+		side := containerOf("side: run")
+		side.RestartPolicy = ptr(corev1.ContainerRestartPolicyAlways)
+		p.Spec.InitContainers = []corev1.Container{side}
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		r.create(p)
+		r.advance(5 * time.Second)
+		r.want("job", "Succeeded side=Error/143 main=Completed/0")
+		if got := cond(r.get("job"), corev1.PodReady); got != "False PodCompleted" {
+			t.Error(got)
+		}
+		if n := r.net.attached(); n != 0 {
+			t.Error("a pod that ended still has its address")
+		}
+		if r.a.Container(r.get("job").UID, "main", false) == "" || len(r.rt.Sandboxes()) != 1 {
+			t.Error("logs of a pod that ended must stay")
+		}
+		r.delete("job", nil)
+		r.wantGone("job")
+	})
+}
+
+func TestInitFailure(t *testing.T) {
+	for _, tc := range []struct {
+		policy corev1.RestartPolicy
+		want   string
+	}{
+		{corev1.RestartPolicyNever, "Failed one=Error/1 main=PodInitializing"},
+		{corev1.RestartPolicyOnFailure, "Pending one=CrashLoopBackOff(last Error/1)x1 main=PodInitializing"},
+		{corev1.RestartPolicyAlways, "Pending one=CrashLoopBackOff(last Error/1)x1 main=PodInitializing"},
+	} {
+		t.Run(string(tc.policy), func(t *testing.T) {
+			run(t, func(r *rig) {
+				p := podOf("web", "main: run")
+				p.Spec.InitContainers = []corev1.Container{containerOf("one: exit 1 1s")}
+				p.Spec.RestartPolicy = tc.policy
+				r.create(p)
+				r.advance(4 * time.Second)
+				r.want("web", tc.want)
+			})
+		})
+	}
+}
+
+func TestContainerRestartRules(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: exit 42 1s", "b: exit 7 1s")
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		for i := range p.Spec.Containers {
+			p.Spec.Containers[i].RestartPolicy = ptr(corev1.ContainerRestartPolicyNever)
+			p.Spec.Containers[i].RestartPolicyRules = []corev1.ContainerRestartRule{{
+				Action:    corev1.ContainerRestartRuleActionRestart,
+				ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+			}}
+		}
+		r.create(p)
+		r.advance(1500 * time.Millisecond)
+		r.want("web", "Running a=running(last Error/42)x1+ b=Error/7")
+	})
+}
+
+func TestTermination(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: stubborn", "b: run")
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sleep", "4s"}}}}
+		p.Spec.TerminationGracePeriodSeconds = ptr(int64(10))
+		r.create(p)
+		r.advance(time.Second)
+		r.rt.took()
+		r.takeEvents()
+		begin := time.Now()
+		r.delete("web", nil)
+		r.wantTook("stop b 10s")
+		r.advance(5 * time.Second)
+		r.want("web", "Running a=running+ b=Error/143")
+		r.wantTook("stop a 6s")
+		r.advance(5100 * time.Millisecond)
+		r.wantGone("web")
+		r.wantTook("kill a", "remove sandbox")
+		r.wantEvents("Killing: Stopping container a", "Killing: Stopping container b")
+		if d := time.Since(begin); d > 11*time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+}
+
+func TestShorterGraceTakesOver(t *testing.T) {
+	run(t, func(r *rig) {
+		r.create(podOf("web", "a: stubborn"))
+		r.advance(time.Second)
+		r.delete("web", nil)
+		r.advance(5 * time.Second)
+		r.delete("web", ptr(int64(3)))
+		r.advance(2 * time.Second)
+		r.want("web", "Running a=running+")
+		r.advance(1500 * time.Millisecond)
+		r.wantGone("web")
+	})
+}
+
+func TestForcedDeletion(t *testing.T) {
+	run(t, func(r *rig) {
+		r.create(podOf("web", "a: stubborn"))
+		r.advance(time.Second)
+		r.delete("web", ptr(int64(0)))
+		r.advance(3 * time.Second)
+		r.wantGone("web")
+	})
+}
+
+func TestPreStopTakesAllTheGrace(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: stubborn")
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}}
+		p.Spec.TerminationGracePeriodSeconds = ptr(int64(5))
+		r.create(p)
+		r.advance(time.Second)
+		r.rt.took()
+		r.delete("web", nil)
+		r.advance(5500 * time.Millisecond)
+		r.wantTook("stop a 2s")
+		r.advance(2 * time.Second)
+		r.wantGone("web")
+	})
+}
+
+func TestPostStart(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run", "b: run")
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sleep", "3s"}}}}
+		r.create(p)
+		r.advance(time.Second)
+		r.want("web", "Pending a=ContainerCreating b=ContainerCreating")
+		r.wantTook("sandbox", "start a") // b waits for the hook of a
+		r.advance(3 * time.Second)
+		r.want("web", "Running a=running+ b=running+")
+	})
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"fail"}}}}
+		r.rt.exec = func(string, []string) (int, string) { return 1, "secret" }
+		r.takeEvents()
+		r.create(p)
+		r.advance(time.Second)
+		r.want("web", "Running a=PostStartHookError(last Error/143)x1")
+		events := strings.Join(r.takeEvents(), "\n")
+		if !strings.Contains(events, "FailedPostStartHook: PostStartHook failed\nKilling: FailedPostStartHook") || strings.Contains(events, "secret") {
+			t.Error(events)
+		}
+	})
+}
+
+func TestActiveDeadline(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.ActiveDeadlineSeconds = ptr(int64(20))
+		r.create(p)
+		r.advance(19 * time.Second)
+		r.want("web", "Running a=running+")
+		r.takeEvents()
+		r.advance(2 * time.Second)
+		r.want("web", "Failed/DeadlineExceeded a=Error/143")
+		r.wantEvents("DeadlineExceeded: Pod was active on the node longer than the specified deadline", "Killing: Stopping container a")
+		if m := r.get("web").Status.Message; m != "Pod was active on the node longer than the specified deadline" {
+			t.Error(m)
+		}
+	})
+}
+
+func TestImagePullBackOff(t *testing.T) {
+	run(t, func(r *rig) {
+		r.rt.images.pull = func(string) error { return errFake }
+		r.create(podOf("web", "a: run"))
+		r.advance(100 * time.Millisecond)
+		r.want("web", "Pending a=ErrImagePull")
+		r.advance(2 * time.Second)
+		r.want("web", "Pending a=ImagePullBackOff")
+		st := r.get("web").Status.ContainerStatuses[0].State.Waiting
+		if st.Message != `Back-off pulling image "img": ErrImagePull: failed to pull and unpack image "img": fake failure` {
+			t.Error(st.Message)
+		}
+		r.wantPods(
+			`Pulling: Pulling image "img"`,
+			`Failed: Failed to pull image "img": failed to pull and unpack image "img": fake failure`,
+			"Failed: Error: ErrImagePull",
+			`BackOff: Back-off pulling image "img"`,
+			"Failed: Error: ImagePullBackOff",
+		)
+		r.advance(10 * time.Second)
+		if n := len(r.rt.images.pulls); n != 2 {
+			t.Errorf("%d pulls", n)
+		}
+		r.rt.images.pull = nil
+		r.advance(21 * time.Second)
+		r.want("web", "Running a=running+")
+	})
+}
+
+// wantPods compares the events that are not the node's.
+func (r *rig) wantPods(want ...string) {
+	r.t.Helper()
+	var got []string
+	for _, e := range r.takeEvents() {
+		if !strings.HasPrefix(e, "Starting:") && !strings.HasPrefix(e, "NodeReady:") {
+			got = append(got, e)
+		}
+	}
+	r.mu.Lock()
+	r.events = got
+	r.mu.Unlock()
+	r.wantEvents(want...)
+}
+
+func TestImagePolicies(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("never", "a: run")
+		p.Spec.Containers[0].ImagePullPolicy = corev1.PullNever
+		r.create(p)
+		r.advance(time.Second)
+		r.want("never", "Pending a=ErrImageNeverPull")
+		if m := r.get("never").Status.ContainerStatuses[0].State.Waiting.Message; m != `Container image "img" is not present with pull policy of Never` {
+			t.Error(m)
+		}
+		p = podOf("bad", "a: run")
+		p.Spec.Containers[0].Image = "BAD::name"
+		r.create(p)
+		r.advance(time.Second)
+		r.want("bad", "Pending a=InvalidImageName")
+		p = podOf("always", "a: run")
+		p.Spec.Containers[0].ImagePullPolicy = corev1.PullAlways
+		r.create(p)
+		r.create(p2(p, "always2"))
+		r.advance(time.Second)
+		if n := len(r.rt.images.pulls); n != 2 {
+			t.Errorf("pulled %d times", n)
+		}
+	})
+}
+
+func p2(p *corev1.Pod, name string) *corev1.Pod {
+	q := podOf(name)
+	q.Spec = *p.Spec.DeepCopy()
+	return q
+}
+
+func TestPullSecrets(t *testing.T) {
+	run(t, func(r *rig) {
+		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "cred", Namespace: "default"}, Type: corev1.SecretTypeDockerConfigJson,
+			Data: map[string][]byte{corev1.DockerConfigJsonKey: []byte(`{"auths":{"https://reg.example.com/v1/":{"auth":"dTpw"},"other.example.com":{"username":"x"}}}`)}}
+		if _, err := r.c.Create(context.Background(), "secrets", secret, client.WriteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		p := podOf("web", "a: run")
+		p.Spec.Containers[0].Image = "reg.example.com/team/app"
+		p.Spec.ImagePullSecrets = []corev1.LocalObjectReference{{Name: "cred"}, {Name: "missing"}}
+		r.create(p)
+		r.advance(time.Second)
+		if got := r.rt.images.auths; len(got) != 1 || len(got[0]) != 1 || got[0][0] != (container.Auth{Username: "u", Password: "p"}) {
+			t.Errorf("%+v", got)
+		}
+		if e := strings.Join(r.takeEvents(), "\n"); !strings.Contains(e, "FailedToRetrieveImagePullSecret: Unable to retrieve some image pull secrets (missing); attempting to pull the image may not succeed.") {
+			t.Error(e)
+		}
+	})
+}
+
+func TestConfigErrorWakesOnObject(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{LocalObjectReference: corev1.LocalObjectReference{Name: "cfg"}}}}
+		r.create(p)
+		r.advance(time.Second)
+		r.want("web", "Pending a=CreateContainerConfigError")
+		if m := r.get("web").Status.ContainerStatuses[0].State.Waiting.Message; m != `configmap "cfg" not found` {
+			t.Error(m)
+		}
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "cfg", Namespace: "default"}, Data: map[string]string{"k": "v"}}
+		if _, err := r.c.Create(context.Background(), "configmaps", cm, client.WriteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.settle()
+		r.want("web", "Running a=running+")
+		if env := r.rt.byName("a").Config.Env; len(env) != 1 || env[0] != "k=v" {
+			t.Error(env)
+		}
+	})
+}
+
+func execProbe(args ...string) corev1.ProbeHandler {
+	return corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: args}}
+}
+
+func TestProbes(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: execProbe("ready"), PeriodSeconds: 10, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 1}
+		p.Spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: execProbe("live"), PeriodSeconds: 10, FailureThreshold: 2, SuccessThreshold: 1, TimeoutSeconds: 1,
+			TerminationGracePeriodSeconds: ptr(int64(7))}
+		ready, live := false, true
+		r.rt.exec = func(_ string, args []string) (int, string) {
+			if args[0] == "ready" && !ready || args[0] == "live" && !live {
+				return 1, "sorry"
+			}
+			return 0, ""
+		}
+		r.create(p)
+		r.advance(time.Second)
+		r.want("web", "Running a=running")
+		if got := cond(r.get("web"), corev1.PodReady); got != "False ContainersNotReady containers with unready status: [a]" {
+			t.Error(got)
+		}
+		ready = true
+		r.advance(time.Second) // it is asked more often until it is ready
+		r.want("web", "Running a=running+")
+		ready = false
+		r.takeEvents()
+		r.advance(25 * time.Second) // two failures: not yet
+		r.want("web", "Running a=running+")
+		r.advance(10 * time.Second)
+		r.want("web", "Running a=running")
+		r.wantEvents("Unhealthy: Readiness probe failed: sorry", "Unhealthy: Readiness probe failed: sorry", "Unhealthy: Readiness probe failed: sorry")
+		ready, live = true, false
+		r.rt.took()
+		r.advance(25 * time.Second)
+		r.want("web", "Running a=running(last Error/143)x1+")
+		r.wantTook("stop a 7s", "start a")
+		if e := strings.Join(r.takeEvents(), "\n"); !strings.Contains(e, "Killing: Container a failed liveness probe, will be restarted") {
+			t.Error(e)
+		}
+	})
+}
+
+func TestStartupProbeFailure(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.Containers[0].StartupProbe = &corev1.Probe{ProbeHandler: execProbe("hang"), PeriodSeconds: 2, FailureThreshold: 3, TimeoutSeconds: 1}
+		p.Spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: execProbe("live"), PeriodSeconds: 1, FailureThreshold: 1}
+		r.rt.exec = func(string, []string) (int, string) { t.Error("liveness before startup"); return 1, "" }
+		r.create(p)
+		r.advance(6 * time.Second)
+		r.want("web", "Running a=running")
+		r.advance(4 * time.Second)
+		st := r.get("web").Status.ContainerStatuses[0]
+		if st.RestartCount != 1 {
+			t.Error(brief(r.get("web")))
+		}
+		if e := strings.Join(r.takeEvents(), "\n"); !strings.Contains(e, "Killing: Container a failed startup probe, will be restarted") ||
+			!strings.Contains(e, `Unhealthy: Startup probe failed: command timed out: "hang" timed out after 1s`) {
+			t.Error(e)
+		}
+	})
+}
+
+func TestReadinessGates(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.ReadinessGates = []corev1.PodReadinessGate{{ConditionType: "example.com/lb"}}
+		r.create(p)
+		r.advance(time.Second)
+		if got := cond(r.get("web"), corev1.PodReady); got != `False ReadinessGatesNotReady corresponding condition of pod readiness gate "example.com/lb" does not exist.` {
+			t.Error(got)
+		}
+		_, err := client.Mutate(context.Background(), r.c, client.Pods, "default", "web", "status", func(p *corev1.Pod) bool {
+			p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: "example.com/lb", Status: corev1.ConditionTrue})
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.advance(time.Second)
+		if got := cond(r.get("web"), corev1.PodReady); got != "True" {
+			t.Error(got)
+		}
+		if got := cond(r.get("web"), "example.com/lb"); got != "True" {
+			t.Errorf("the condition of another was lost: %s", got)
+		}
+	})
+}
+
+func TestEphemeralContainer(t *testing.T) {
+	run(t, func(r *rig) {
+		r.create(podOf("web", "a: run"))
+		r.advance(time.Second)
+		e := corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon(containerOf("debug: exit 0 5s")), TargetContainerName: "a"}
+		_, err := client.Mutate(context.Background(), r.c, client.Pods, "default", "web", "ephemeralcontainers", func(p *corev1.Pod) bool {
+			p.Spec.EphemeralContainers = append(p.Spec.EphemeralContainers, e)
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.advance(time.Second)
+		r.want("web", "Running a=running+ debug=running")
+		if got := r.rt.byName("debug").Config.TargetPID; got != r.rt.byName("a").Config.ID {
+			t.Errorf("target %q", got)
+		}
+		r.advance(10 * time.Second)
+		r.want("web", "Running a=running+ debug=Completed/0")
+	})
+}
+
+func TestVolumesThatFail(t *testing.T) {
+	run(t, func(r *rig) {
+		r.vol.fail = errFake
+		r.create(podOf("web", "a: run"))
+		r.advance(200 * time.Millisecond)
+		r.want("web", "Pending a=ContainerCreating")
+		if got := cond(r.get("web"), corev1.PodReadyToStartContainers); got != "False" {
+			t.Error(got)
+		}
+		r.wantPods("FailedMount: fake failure")
+		r.vol.mu.Lock()
+		r.vol.fail = nil
+		r.vol.mu.Unlock()
+		r.a.WakeVolumes(r.get("web").UID)
+		r.settle()
+		r.want("web", "Running a=running+")
+	})
+}
+
+func TestSandboxThatFails(t *testing.T) {
+	run(t, func(r *rig) {
+		r.net.fail = errFake
+		r.create(podOf("web", "a: run"))
+		r.advance(200 * time.Millisecond)
+		r.want("web", "Pending a=ContainerCreating")
+		if n := len(r.rt.Sandboxes()); n != 0 {
+			t.Errorf("%d sandboxes left by a failure", n)
+		}
+		if e := strings.Join(r.takeEvents(), "\n"); !strings.Contains(e, "FailedCreatePodSandBox: Failed to create pod sandbox: failed to setup network for sandbox") {
+			t.Error(e)
+		}
+		r.net.mu.Lock()
+		r.net.fail = nil
+		r.net.mu.Unlock()
+		r.advance(2 * time.Second)
+		r.want("web", "Running a=running+")
+	})
+}
+
+func TestDeletedBeforeItStarted(t *testing.T) {
+	run(t, func(r *rig) {
+		r.vol.fail = errFake
+		r.create(podOf("web", "a: run"))
+		r.advance(time.Second)
+		_, _ = client.Mutate(context.Background(), r.c, client.Pods, "default", "web", "", func(p *corev1.Pod) bool {
+			p.Finalizers = []string{"example.com/hold"}
+			return true
+		})
+		r.delete("web", nil)
+		r.advance(time.Second)
+		r.want("web", "Failed a=ContainerStatusUnknown/137")
+		_, err := client.Mutate(context.Background(), r.c, client.Pods, "default", "web", "", func(p *corev1.Pod) bool {
+			p.Finalizers = nil
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.advance(time.Second)
+		if _, ok := client.Pods.Get(r.c.Snapshot(), "default", "web"); ok {
+			t.Error("still there: ", brief(r.get("web")))
+		}
+	})
+}
+
+func TestAdmission(t *testing.T) {
+	run(t, func(r *rig) {
+		big := podOf("big", "a: run")
+		big.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("3")}
+		r.create(big)
+		r.advance(time.Second)
+		r.takeEvents()
+		r.create(p2(big, "big2"))
+		r.advance(time.Second)
+		r.want("big2", "Failed/OutOfcpu")
+		const why = "Node didn't have enough resource: cpu, requested: 3000, used: 3000, capacity: 4000"
+		if m := r.get("big2").Status.Message; m != "Pod was rejected: "+why {
+			t.Error(m)
+		}
+		r.wantEvents("OutOfcpu: " + why)
+		picky := podOf("picky", "a: run")
+		picky.Spec.NodeSelector = map[string]string{"disk": "ssd"}
+		r.create(picky)
+		r.advance(time.Second)
+		r.want("picky", "Failed/NodeAffinity")
+		for i, want := range []string{"Running a=running+", "Failed/NodePorts"} {
+			name := fmt.Sprint("port", i)
+			p := podOf(name, "a: run")
+			p.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 80, HostPort: 80}}
+			r.create(p)
+			r.advance(time.Second)
+			r.want(name, want)
+		}
+		sys := podOf("sys", "a: run")
+		sys.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "kernel.msgmax", Value: "1"}}}
+		r.create(sys)
+		r.advance(time.Second)
+		r.want("sys", "Failed/SysctlForbidden")
+		// What ended makes room.
+		r.delete("big", nil)
+		r.create(p2(big, "big3"))
+		r.advance(time.Second)
+		r.want("big3", "Running a=running+")
+		r.delete("big2", nil)
+		if _, ok := client.Pods.Get(r.c.Snapshot(), "default", "big2"); ok {
+			t.Error("a rejected pod could not be deleted")
+		}
+	})
+}
+
+func TestTerminationMessage(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: exit 1 2s")
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		r.create(p)
+		r.advance(time.Second)
+		file := r.rt.byName("a").Config.Labels["coracle.dev/message-path"]
+		if err := os.WriteFile(file, []byte("I am done"), 0o666); err != nil {
+			t.Fatal(err)
+		}
+		r.advance(2 * time.Second)
+		if m := r.get("web").Status.ContainerStatuses[0].State.Terminated.Message; m != "I am done" {
+			t.Errorf("%q", m)
+		}
+	})
+	run(t, func(r *rig) {
+		p := podOf("web", "a: exit 1 2s")
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		p.Spec.Containers[0].TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+		r.create(p)
+		r.advance(time.Second)
+		log := filepath.Join(t.TempDir(), "0.log")
+		if err := os.WriteFile(log, []byte("2026-01-02T03:04:05.000000000Z stdout F hello\n2026-01-02T03:04:05.000000000Z stderr P wor\n2026-01-02T03:04:05.000000000Z stderr F ld\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		id := r.rt.byName("a").Config.ID
+		r.rt.mu.Lock()
+		r.rt.containers[id].LogPath = log
+		r.rt.mu.Unlock()
+		r.advance(2 * time.Second)
+		if m := r.get("web").Status.ContainerStatuses[0].State.Terminated.Message; m != "hello\nworld\n" {
+			t.Errorf("%q", m)
+		}
+	})
+}
+
+func TestRestartOfTheAgent(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run", "b: exit 5 3s")
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: execProbe("ready"), PeriodSeconds: 10, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 1}
+		p.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+		r.create(p)
+		r.create(podOf("orphan", "a: run"))
+		r.advance(time.Second)
+		before := r.rt.byName("a").Config.ID
+		r.want("web", "Running a=running+ b=running+")
+		addr := r.get("web").Status.PodIP
+		version := r.get("web").ResourceVersion
+		r.stop()
+		// While nobody looks: one container exits, one pod is removed by force.
+		r.rt.took()
+		_ = before
+		r.delete("orphan", ptr(int64(0)))
+		r.start()
+		r.advance(100 * time.Millisecond)
+		if got := r.get("web").ResourceVersion; got != version {
+			t.Errorf("adoption wrote a status: %s", brief(r.get("web")))
+		}
+		r.wantTook("stop a 30s", "remove sandbox") // the orphan's
+		r.advance(3 * time.Second)
+		r.want("web", "Running a=running+ b=running(last Error/5)x1+")
+		r.stop()
+		r.advance(5 * time.Second) // b exits again meanwhile
+		r.start()
+		r.advance(100 * time.Millisecond)
+		r.wantTook("start b", "start b")
+		if got := r.get("web").Status.PodIP; got != addr {
+			t.Errorf("address changed from %s to %s", addr, got)
+		}
+		r.delete("web", nil)
+		r.wantGone("web")
+	})
+}
+
+func TestRestartAfterTheSandboxIsLost(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.InitContainers = []corev1.Container{containerOf("one: exit 0")}
+		r.create(p)
+		r.create(podOf("never", "a: run"))
+		never := podOf("never2", "a: run")
+		never.Spec.RestartPolicy = corev1.RestartPolicyNever
+		r.create(never)
+		r.advance(time.Second)
+		r.stop()
+		if err := r.a.Halt(context.Background(), time.Second); err != nil { // as a reboot
+			t.Fatal(err)
+		}
+		r.rt.took()
+		r.start()
+		r.advance(time.Second)
+		r.want("web", "Running one=Completed/0(last Completed/0)x1+ a=running(last ContainerStatusUnknown/137)x1+")
+		r.want("never2", "Failed a=ContainerStatusUnknown/137")
+	})
+}
+
+func TestLiveSandboxLoss(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		r.create(p)
+		r.advance(time.Second)
+		r.rt.took()
+		r.takeEvents()
+		s := r.rt.Sandboxes()[0].Config.ID
+		r.rt.mu.Lock()
+		r.rt.sandboxes[s].State = container.SandboxNotReady
+		for _, c := range r.rt.containers {
+			r.rt.end(c, 137, 9)
+		}
+		r.rt.mu.Unlock()
+		r.rt.emit(container.Event{Type: container.EventSandboxLost, SandboxID: s})
+		r.advance(time.Second)
+		r.want("web", "Running a=running(last Error/137)x1+")
+		r.wantTook("remove sandbox", "sandbox", "start a")
+		if e := strings.Join(r.takeEvents(), "\n"); !strings.HasPrefix(e, "SandboxChanged: Pod sandbox changed, it will be killed and re-created.") {
+			t.Error(e)
+		}
+	})
+}
+
+func TestImageChange(t *testing.T) {
+	run(t, func(r *rig) {
+		r.create(podOf("web", "a: run"))
+		r.advance(time.Second)
+		r.takeEvents()
+		_, err := client.Mutate(context.Background(), r.c, client.Pods, "default", "web", "", func(p *corev1.Pod) bool {
+			p.Spec.Containers[0].Image = "img:2"
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.advance(time.Second)
+		r.want("web", "Running a=running(last Error/143)x1+")
+		if e := strings.Join(r.takeEvents(), "\n"); !strings.HasPrefix(e, "Killing: Container a definition changed, will be restarted") {
+			t.Error(e)
+		}
+		if got := r.rt.byName("a").Config.Image; got != "sha256:img:2" {
+			t.Error(got)
+		}
+	})
+}
+
+func TestResize(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: run")
+		p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
+		r.create(p)
+		r.advance(time.Second)
+		resize := func(cpu string) {
+			_, err := client.Mutate(context.Background(), r.c, client.Pods, "default", "web", "resize", func(p *corev1.Pod) bool {
+				p.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}
+				return true
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.advance(time.Second)
+		}
+		resize("2")
+		if got := fmt.Sprint(r.rt.updates); got != "[sandbox shares=2048 container shares=2048 quota=-1 memory=-1]" {
+			t.Error(got)
+		}
+		st := r.get("web").Status.ContainerStatuses[0]
+		if q := st.AllocatedResources[corev1.ResourceCPU]; q.String() != "2" || st.RestartCount != 0 {
+			t.Errorf("%+v", st)
+		}
+		resize("5")
+		if got := cond(r.get("web"), corev1.PodResizePending); !strings.HasPrefix(got, "True Infeasible Node didn't have enough resource: cpu, requested: 5000") {
+			t.Error(got)
+		}
+		resize("3")
+		if got := cond(r.get("web"), corev1.PodResizePending); got != "none" {
+			t.Error(got)
+		}
+	})
+}
+
+func TestManyPodsAtOnce(t *testing.T) {
+	run(t, func(r *rig) {
+		for i := range 30 {
+			r.create(podOf(fmt.Sprint("p", i), "a: run"))
+		}
+		r.advance(time.Second)
+		for i := range 30 {
+			r.want(fmt.Sprint("p", i), "Running a=running+")
+		}
+	})
+}
+
+func TestPortsOfProbes(t *testing.T) {
+	c := &corev1.Container{Name: "c", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}}}
+	for _, tc := range []struct {
+		port intstr.IntOrString
+		want string
+	}{
+		{intstr.FromInt32(80), "80 <nil>"},
+		{intstr.FromString("web"), "8080 <nil>"},
+		{intstr.FromString("9090"), "9090 <nil>"},
+		{intstr.FromString("none"), "0 couldn't find port: none in c"},
+		{intstr.FromInt32(0), "0 invalid port number: 0"},
+	} {
+		n, err := portOf(tc.port, c)
+		if got := fmt.Sprint(n, " ", err); got != tc.want {
+			t.Errorf("%v: got %s, want %s", tc.port, got, tc.want)
+		}
+	}
+}
