@@ -38,10 +38,10 @@ func daemonSetKind() *api.Kind {
 			Warnings: func(o, p api.Object) []string {
 				d := o.(*appsv1.DaemonSet)
 				if p == nil {
-					return templateWarnings(&d.Spec.Template, nil)
+					return templateWarnings(&d.Spec.Template)
 				}
 				if old := p.(*appsv1.DaemonSet); changed(d.Spec, old.Spec) {
-					return templateWarnings(&d.Spec.Template, &old.Spec.Template)
+					return templateWarnings(&d.Spec.Template)
 				}
 				return nil
 			},

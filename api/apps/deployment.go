@@ -32,10 +32,10 @@ func deploymentKind() *api.Kind {
 			Warnings: func(o, p api.Object) []string {
 				d := o.(*appsv1.Deployment)
 				if p == nil {
-					return append(podNameWarning(d.Name), templateWarnings(&d.Spec.Template, nil)...)
+					return append(podNameWarning(d.Name), templateWarnings(&d.Spec.Template)...)
 				}
 				if old := p.(*appsv1.Deployment); deploymentDesired(d, old) {
-					return templateWarnings(&d.Spec.Template, &old.Spec.Template)
+					return templateWarnings(&d.Spec.Template)
 				}
 				return nil
 			},

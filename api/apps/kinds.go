@@ -145,6 +145,11 @@ func notDecremented(n, old *int32) field.ErrorList {
 	return field.ErrorList{field.Invalid(field.NewPath("status", "collisionCount"), value, "cannot be decremented")}
 }
 
+// templateWarnings tells what is odd about a pod template that is new or was changed.
+func templateWarnings(t *corev1.PodTemplateSpec) []string {
+	return core.PodTemplateWarnings(t, field.NewPath("spec", "template"))
+}
+
 // podNameWarning tells that the name of a workload makes awkward pod names.
 func podNameWarning(name string) []string {
 	msgs := validate.DNSLabel(name)

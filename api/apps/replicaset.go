@@ -33,10 +33,10 @@ func replicaSetKind() *api.Kind {
 			Warnings: func(o, p api.Object) []string {
 				r := o.(*appsv1.ReplicaSet)
 				if p == nil {
-					return append(podNameWarning(r.Name), templateWarnings(&r.Spec.Template, nil)...)
+					return append(podNameWarning(r.Name), templateWarnings(&r.Spec.Template)...)
 				}
 				if old := p.(*appsv1.ReplicaSet); changed(r.Spec, old.Spec) {
-					return templateWarnings(&r.Spec.Template, &old.Spec.Template)
+					return templateWarnings(&r.Spec.Template)
 				}
 				return nil
 			},

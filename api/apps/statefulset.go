@@ -242,9 +242,9 @@ func statefulSetWarnings(s, old *appsv1.StatefulSet) []string {
 	var warnings []string
 	switch {
 	case old == nil:
-		warnings = templateWarnings(&s.Spec.Template, nil)
+		warnings = templateWarnings(&s.Spec.Template)
 	case changed(s.Spec, old.Spec):
-		warnings = templateWarnings(&s.Spec.Template, &old.Spec.Template)
+		warnings = templateWarnings(&s.Spec.Template)
 	}
 	if n := s.Spec.RevisionHistoryLimit; n != nil && *n < 0 {
 		warnings = append(warnings, "spec.revisionHistoryLimit: a negative value retains all historical revisions; a value >= 0 is recommended")

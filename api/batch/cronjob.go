@@ -155,9 +155,9 @@ func cronJobWarnings(c, old *batchv1.CronJob) []string {
 	var warnings []string
 	switch {
 	case old == nil:
-		warnings = append(podNameWarning(c.Name), jobWarnings(&c.Spec.JobTemplate.Spec, nil, path)...)
+		warnings = append(podNameWarning(c.Name), jobWarnings(&c.Spec.JobTemplate.Spec, path)...)
 	case changed(c.Spec, old.Spec):
-		warnings = jobWarnings(&c.Spec.JobTemplate.Spec, &old.Spec.JobTemplate.Spec, path)
+		warnings = jobWarnings(&c.Spec.JobTemplate.Spec, path)
 	}
 	if strings.Contains(c.Spec.Schedule, "TZ") {
 		warnings = append(warnings, "CRON_TZ or TZ used in spec.spec.schedule is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details")

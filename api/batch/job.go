@@ -46,10 +46,10 @@ func jobKind() *api.Kind {
 			Warnings: func(o, p api.Object) []string {
 				j := o.(*batchv1.Job)
 				if p == nil {
-					return append(podNameWarning(j.Name), jobWarnings(&j.Spec, nil, field.NewPath("spec"))...)
+					return append(podNameWarning(j.Name), jobWarnings(&j.Spec, field.NewPath("spec"))...)
 				}
 				if old := p.(*batchv1.Job); changed(j.Spec, old.Spec) {
-					return jobWarnings(&j.Spec, &old.Spec, field.NewPath("spec"))
+					return jobWarnings(&j.Spec, field.NewPath("spec"))
 				}
 				return nil
 			},
@@ -155,17 +155,13 @@ func podNameWarning(name string) []string {
 	return []string{fmt.Sprintf("metadata.name: this is used in Pod names and hostnames, which can result in surprising behavior; a DNS label is recommended: %v", msgs)}
 }
 
-func jobWarnings(s, old *batchv1.JobSpec, path *field.Path) []string {
+func jobWarnings(s *batchv1.JobSpec, path *field.Path) []string {
 	var warnings []string
 	if is(s.CompletionMode, batchv1.IndexedCompletion) &&
 		declare.Replicas(s.Completions) > 100_000 && declare.Replicas(s.Parallelism) > 10_000 {
 		warnings = append(warnings, "In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than 10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
 	}
-	var oldTemplate *corev1.PodTemplateSpec
-	if old != nil {
-		oldTemplate = &old.Template
-	}
-	return append(warnings, templateWarnings(&s.Template, oldTemplate, path.Child("template"))...)
+	return append(warnings, core.PodTemplateWarnings(&s.Template, path.Child("template"))...)
 }
 
 func jobColumns() []api.Column {

@@ -14,6 +14,7 @@ import (
 	"coracle.dev/coracle/api/batch"
 	"coracle.dev/coracle/api/certificates"
 	"coracle.dev/coracle/api/coordination"
+	"coracle.dev/coracle/api/core"
 	"coracle.dev/coracle/api/discovery"
 	"coracle.dev/coracle/api/events"
 	"coracle.dev/coracle/api/flowcontrol"
@@ -32,7 +33,7 @@ import (
 func Kinds() []*api.Kind {
 	var all []*api.Kind
 	for _, kinds := range []func() []*api.Kind{
-		apps.Kinds, events.Kinds, authentication.Kinds, authorization.Kinds, autoscaling.Kinds,
+		core.Kinds, apps.Kinds, events.Kinds, authentication.Kinds, authorization.Kinds, autoscaling.Kinds,
 		batch.Kinds, certificates.Kinds, networking.Kinds, policy.Kinds, rbac.Kinds, storage.Kinds,
 		admissionregistration.Kinds, apiextensions.Kinds, scheduling.Kinds, coordination.Kinds,
 		node.Kinds, discovery.Kinds, flowcontrol.Kinds, resource.Kinds, storagemigration.Kinds,

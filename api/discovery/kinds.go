@@ -70,6 +70,14 @@ func endpointSliceKind() *api.Kind {
 				}
 				return nil
 			}),
+			// By the addresses of its endpoints, for reverse names.
+			"address": api.Values(func(s slice) []string {
+				var all []string
+				for i := range s.Endpoints {
+					all = append(all, s.Endpoints[i].Addresses...)
+				}
+				return all
+			}),
 		},
 	}
 }

@@ -1,8 +1,0 @@
-package apps
-
-import (
-	corev1 "k8s.io/api/core/v1"
-)
-
-// templateWarnings tells what is odd about a pod template that is new or was changed. old is nil on create.
-func templateWarnings(t, old *corev1.PodTemplateSpec) []string { return nil }
