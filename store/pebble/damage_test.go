@@ -132,7 +132,7 @@ func writeAll(t *testing.T, files map[string][]byte) vfs.FS {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.Write(data); err != nil {
+		if _, err := f.Write(bytes.Clone(data)); err != nil { // Write may change its argument
 			t.Fatal(err)
 		}
 		f.Close()

@@ -183,10 +183,12 @@ func (h *History) plan(changes []change, txn store.Txn, entries []*store.Entry) 
 		if op.Delete && prev == nil {
 			continue
 		}
+		h.verify(prev)
 		c := change{op: i, table: h.table(op.Key.Resource), prev: prev, entry: h.entry(op, prev, h.head.rev+1)}
 		if !op.Delete {
 			c.values = c.table.values(c.entry.Object)
 		}
+		h.seal(c.entry)
 		entries[i] = c.entry
 		changes = append(changes, c)
 	}
@@ -311,6 +313,7 @@ func (h *History) Load(rev store.Revision, entries iter.Seq[*store.Entry]) {
 		if t == nil || t.resource != e.Resource {
 			t = h.table(e.Resource)
 		}
+		h.seal(e)
 		t.put(e, nil, t.values(e.Object))
 	}
 	h.Publish(h.Seal())

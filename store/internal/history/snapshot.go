@@ -28,11 +28,11 @@ func (s *state) table(resource string) *table {
 func (s *state) Revision() store.Revision { return s.rev }
 
 // Get implements store.Snapshot.
-func (s *state) Get(k store.Key) *store.Entry { return get(s.table(k.Resource), k) }
+func (s *state) Get(k store.Key) *store.Entry { return s.h.verifySome(get(s.table(k.Resource), k)) }
 
 // List implements store.Snapshot.
 func (s *state) List(resource, namespace string, after *store.Key) iter.Seq[*store.Entry] {
-	return list(s.table(resource), namespace, after)
+	return list(s.h, s.table(resource), namespace, after)
 }
 
 // Index implements store.Snapshot.
@@ -52,10 +52,10 @@ func get(t *table, k store.Key) *store.Entry {
 	return t.get(k.Namespace, k.Name)
 }
 
-func list(t *table, namespace string, after *store.Key) iter.Seq[*store.Entry] {
+func list(h *History, t *table, namespace string, after *store.Key) iter.Seq[*store.Entry] {
 	return func(yield func(*store.Entry) bool) {
 		if t != nil {
-			t.list(namespace, after, yield)
+			t.list(namespace, after, h.verifying(yield))
 		}
 	}
 }
@@ -66,7 +66,7 @@ func lookup(h *History, t *table, resource, index, value string) iter.Seq[*store
 	}
 	return func(yield func(*store.Entry) bool) {
 		if t != nil {
-			t.lookup(index, value, yield)
+			t.lookup(index, value, h.verifying(yield))
 		}
 	}
 }
@@ -116,11 +116,11 @@ func (p *past) table(resource string) *table {
 func (p *past) Revision() store.Revision { return p.rev }
 
 // Get implements store.Snapshot.
-func (p *past) Get(k store.Key) *store.Entry { return get(p.table(k.Resource), k) }
+func (p *past) Get(k store.Key) *store.Entry { return p.now.h.verifySome(get(p.table(k.Resource), k)) }
 
 // List implements store.Snapshot.
 func (p *past) List(resource, namespace string, after *store.Key) iter.Seq[*store.Entry] {
-	return list(p.table(resource), namespace, after)
+	return list(p.now.h, p.table(resource), namespace, after)
 }
 
 // Index implements store.Snapshot.
