@@ -13,6 +13,7 @@ import (
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/internal/version"
+	"coracle.dev/coracle/network"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
 )
@@ -57,6 +58,7 @@ type Cluster struct {
 	client   client.Client
 	engine   *reconcile.Engine
 	runtime  container.Runtime
+	pods     *network.Pods
 	node     nodeAPI
 
 	stops []running // in the order of their start

@@ -1,0 +1,247 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"coracle.dev/coracle/apiserver/authn"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/container/embedded"
+	"coracle.dev/coracle/internal/version"
+	"coracle.dev/coracle/linux/link"
+	"coracle.dev/coracle/linux/nft"
+	"coracle.dev/coracle/network"
+	"coracle.dev/coracle/node"
+	"coracle.dev/coracle/node/kubelet"
+	"coracle.dev/coracle/node/simulated"
+	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/volume"
+)
+
+// Time limits of starting and ending a node.
+const (
+	nodeReadyTimeout = 30 * time.Second
+	haltGrace        = 30 * time.Second
+)
+
+// tableName and cgroupName are what an instance calls its own in the kernel.
+func tableName(id string) string  { return "coracle_" + id }
+func cgroupName(id string) string { return "/coracle-" + id }
+
+func runtimeOptions(dataDir, id string) embedded.Options {
+	return embedded.Options{Dir: filepath.Join(dataDir, "containers"), CgroupRoot: cgroupName(id)}
+}
+
+func (c *Cluster) startRuntime(ctx context.Context) (func(context.Context) error, string, error) {
+	options := runtimeOptions(c.cfg.DataDir, c.state.identity.ID)
+	options.Log = c.log
+	r, err := embedded.Open(ctx, options)
+	if err != nil {
+		return nil, "", err
+	}
+	c.runtime = r
+	detail := ""
+	if n := len(r.Containers("")); n > 0 {
+		detail = fmt.Sprintf("%d containers found", n)
+	}
+	return func(ctx context.Context) error {
+		var err error
+		if !c.Keep() {
+			err = r.Shutdown(ctx)
+		}
+		return errors.Join(err, r.Close())
+	}, detail, nil
+}
+
+func (c *Cluster) runtimeProblem() error {
+	if s := c.runtime.Status(); !s.Ready {
+		return errors.New(s.Message)
+	}
+	return nil
+}
+
+// startNetwork makes the routes of the pods' network and takes over the links that are there. The packet
+// rules follow Services as a loop of the engine: see startControllers.
+func (c *Cluster) startNetwork(context.Context) (func(context.Context) error, string, error) {
+	if _, err := link.EnableForwarding(); err != nil {
+		return nil, "", err
+	}
+	host, err := link.HostAddr()
+	if err != nil {
+		return nil, "", err
+	}
+	if err := link.Reach(c.serviceRange(), host); err != nil {
+		return nil, "", err
+	}
+	if err := link.Blackhole(c.podRange()); err != nil {
+		return nil, "", err
+	}
+	if c.pods, err = network.NewPods(c.state.identity.ID, 0); err != nil {
+		return nil, "", err
+	}
+	stop := func(context.Context) error {
+		if c.Keep() {
+			return nil
+		}
+		return removeNetwork(c.state.identity)
+	}
+	return stop, c.podRange().String(), nil
+}
+
+// removeNetwork takes out of the kernel what an instance's network put there.
+func removeNetwork(id identity) error {
+	errs := []error{network.RemoveAll(id.ID), nft.DeleteTable(tableName(id.ID))}
+	if pods, err := netip.ParsePrefix(id.PodCIDR); err == nil {
+		errs = append(errs, link.RemoveRoutes(pods))
+	}
+	if services, err := netip.ParsePrefix(id.ServiceCIDR); err == nil {
+		errs = append(errs, link.RemoveRoutes(services), link.RemoveAddress(nth(services, dnsIndex)))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, string, error) {
+	host, err := link.HostAddr()
+	if err != nil {
+		return nil, "", err
+	}
+	var agent *node.Agent
+	volumes := volume.New(volume.Config{
+		Root: c.state.path("pods"), Client: c.client, NodeName: c.cfg.NodeName, Log: c.log,
+		Token: c.podToken,
+		Wake:  func(uid types.UID) { agent.WakeVolumes(uid) },
+		Warn: func(p *corev1.Pod, reason, message string) {
+			c.nodeEvent(reconcile.Event{Type: corev1.EventTypeWarning, Reason: reason, Message: message,
+				Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID}})
+		},
+	})
+	agent = node.New(node.Config{
+		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: c.pods,
+		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
+		Addresses: []netip.Addr{host}, PodCIDRs: []netip.Prefix{netip.PrefixFrom(c.podRange().Addr(), 24)},
+		OnPodCIDRs: c.pods.SetRanges,
+		ClusterDNS: []netip.Addr{c.serviceIP(dnsIndex)}, ClusterDomain: c.cfg.Domain,
+	})
+	api := kubelet.Handler(kubelet.Config{
+		NodeName: c.cfg.NodeName, Pods: agent.Pods, Pod: agent.Pod, Sandbox: agent.Sandbox, Container: agent.Container,
+		Runtime: c.runtime, Volumes: volumes.Usages, Log: c.log,
+	})
+	var handler http.Handler = api
+	c.node.handler.Store(&handler)
+	stopVolumes := c.run("volumes", volumes.Run)
+	stopAgent := c.run("node", agent.Run)
+	stop := func(ctx context.Context) error {
+		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), api.Close())
+		if !c.Keep() {
+			err = errors.Join(err, agent.Halt(ctx, haltGrace))
+		}
+		return err
+	}
+	if err := c.awaitNode(ctx); err != nil {
+		return nil, "", errors.Join(err, stop(context.WithoutCancel(ctx)))
+	}
+	return stop, c.cfg.NodeName + " is Ready", nil
+}
+
+// podToken issues the token of a pod's service account, bound to the pod.
+func (c *Cluster) podToken(_ context.Context, r volume.TokenRequest) (volume.Token, error) {
+	account, ok := client.ServiceAccounts.Get(c.store.Snapshot(), r.Namespace, r.ServiceAccount)
+	if !ok {
+		return volume.Token{}, fmt.Errorf("serviceaccounts %q not found", r.ServiceAccount)
+	}
+	grant := authn.Grant{ServiceAccount: account, Expiry: time.Duration(r.ExpirationSeconds) * time.Second,
+		Pod: &authn.Ref{Name: r.PodName, UID: r.PodUID}}
+	if n, ok := client.Nodes.Get(c.store.Snapshot(), "", c.cfg.NodeName); ok {
+		grant.Node = &authn.Ref{Name: n.Name, UID: n.UID}
+	}
+	if r.Audience != "" {
+		grant.Audiences = []string{r.Audience}
+	}
+	token, expires, err := c.tokens().Issue(grant)
+	return volume.Token{Value: token, Expires: expires}, err
+}
+
+// nodeEvent records an event as the node's agent.
+func (c *Cluster) nodeEvent(ev reconcile.Event) {
+	user := client.User{Name: "system:node:" + c.cfg.NodeName, Groups: []string{client.GroupNodes, client.GroupAuthenticated}}
+	c.engine.Recorder().Record(user, corev1.EventSource{Component: "kubelet", Host: c.cfg.NodeName}, ev)
+}
+
+// awaitNode waits until the Node object says that it is Ready.
+func (c *Cluster) awaitNode(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, nodeReadyTimeout)
+	defer cancel()
+	snap := c.client.Snapshot()
+	cursor, err := c.client.Cursor(snap.Revision(), client.Nodes.Name)
+	if err != nil {
+		return err
+	}
+	for c.nodeReady() != nil {
+		if _, err := cursor.Next(ctx); err != nil {
+			if failed := c.Err(); failed != nil {
+				return failed
+			}
+			return fmt.Errorf("node %s did not become Ready: %w", c.cfg.NodeName, c.nodeReady())
+		}
+	}
+	return nil
+}
+
+// nodeReady is nil if the Node object is Ready, and otherwise says why it is not.
+func (c *Cluster) nodeReady() error {
+	n, ok := client.Nodes.Get(c.client.Snapshot(), "", c.cfg.NodeName)
+	if !ok {
+		return errors.New("it has not registered")
+	}
+	for _, condition := range n.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			if condition.Status == corev1.ConditionTrue {
+				return nil
+			}
+			return errors.New(condition.Message)
+		}
+	}
+	return errors.New("it has no Ready condition")
+}
+
+func (c *Cluster) nodeProblem() error { return c.nodeReady() }
+
+func (c *Cluster) startSimulated(context.Context) (func(context.Context) error, string, error) {
+	s := simulated.New(simulated.Config{Client: c.client, Count: c.cfg.Nodes.Simulated, Version: version.Kubernetes, Log: c.log})
+	return c.run("simulated nodes", s.Run), fmt.Sprintf("%d nodes", c.cfg.Nodes.Simulated), nil
+}
+
+// removeContainers ends and removes every sandbox of a data directory that no process runs on, and returns
+// how many containers there were.
+func removeContainers(ctx context.Context, dataDir string, id identity) (int, error) {
+	options := runtimeOptions(dataDir, id.ID)
+	if _, err := os.Stat(options.Dir); err != nil {
+		return 0, nil // it never had any
+	}
+	r, err := embedded.Open(ctx, options)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	count, errs := 0, []error{}
+	for _, s := range r.Sandboxes() {
+		for _, k := range r.Containers(s.Config.ID) {
+			if k.State == container.StateRunning {
+				count++
+			}
+		}
+		errs = append(errs, r.RemoveSandbox(ctx, s.Config.ID))
+	}
+	errs = append(errs, r.Shutdown(ctx))
+	return count, errors.Join(errs...)
+}

@@ -1,0 +1,359 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/api/builtin"
+	"coracle.dev/coracle/apiserver"
+	"coracle.dev/coracle/apiserver/authn"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/dns"
+	"coracle.dev/coracle/internal/version"
+	"coracle.dev/coracle/linux/link"
+	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/scheduler"
+	"coracle.dev/coracle/store"
+	"coracle.dev/coracle/store/pebble"
+)
+
+// parts lists everything in the order of its start. What a line needs stands above it.
+func (c *Cluster) parts() []part {
+	parts := []part{
+		{name: "state", start: c.startState},
+		{name: "store", start: c.startStore},
+		{name: "api", start: c.startAPI},
+		{name: "controllers", start: c.startControllers, problem: func() error { return c.engine.Healthy() }},
+		{name: "scheduler", start: c.startScheduler},
+	}
+	if c.cfg.Nodes.Simulated > 0 {
+		parts = append(parts, part{name: "simulated", start: c.startSimulated})
+	}
+	if c.cfg.Nodes.Real {
+		parts = append(parts,
+			part{name: "containers", start: c.startRuntime, problem: c.runtimeProblem},
+			part{name: "network", start: c.startNetwork},
+			part{name: "dns", start: c.startDNS},
+			part{name: "node", start: c.startNode, problem: c.nodeProblem})
+	}
+	return append(parts,
+		part{name: "kubeconfig", start: c.writeKubeconfig},
+		part{name: "control", start: func(context.Context) (func(context.Context) error, string, error) {
+			stop, err := c.serveControl()
+			return func(context.Context) error { stop(); return nil }, "", err
+		}})
+}
+
+func (c *Cluster) startState(context.Context) (func(context.Context) error, string, error) {
+	if c.cfg.Nodes.Real && os.Getuid() != 0 {
+		return nil, "", errors.New("running containers needs root: run it with sudo, or choose --nodes=simulated for an API whose pods are only reported as running")
+	}
+	s, err := openState(c.cfg.DataDir, c.chooseRanges)
+	if err != nil {
+		return nil, "", err
+	}
+	c.state = s
+	stop := func(context.Context) error { s.close(); return nil }
+	if c.keys, err = loadPKI(s.path("pki"), time.Now()); err != nil {
+		s.close()
+		return nil, "", err
+	}
+	return stop, c.cfg.DataDir, nil
+}
+
+func (c *Cluster) chooseRanges() (pods, services netip.Prefix, err error) {
+	if c.cfg.PodCIDR != "" {
+		return netip.MustParsePrefix(c.cfg.PodCIDR), netip.MustParsePrefix(c.cfg.ServiceCIDR), nil
+	}
+	taken, err := link.Routed()
+	if err != nil {
+		return pods, services, err
+	}
+	return freeRanges(taken)
+}
+
+func (c *Cluster) podRange() netip.Prefix { return netip.MustParsePrefix(c.state.identity.PodCIDR) }
+func (c *Cluster) serviceRange() netip.Prefix {
+	return netip.MustParsePrefix(c.state.identity.ServiceCIDR)
+}
+
+// dnsIndex is the place of the cluster's DNS in the service range, by custom.
+const dnsIndex = 10
+
+// serviceIP is the n-th address of the service range: 1 is the API, dnsIndex the DNS.
+func (c *Cluster) serviceIP(n int) netip.Addr { return nth(c.serviceRange(), n) }
+
+// nth is the n-th address behind a range's first.
+func nth(r netip.Prefix, n int) netip.Addr {
+	ip := r.Addr()
+	for range n {
+		ip = ip.Next()
+	}
+	return ip
+}
+
+func (c *Cluster) startStore(context.Context) (func(context.Context) error, string, error) {
+	c.registry = api.NewRegistry(builtin.Kinds()...)
+	s, err := pebble.Open(c.state.path("store"), client.StoreOptions(c.registry, 0), c.log)
+	if err != nil {
+		return nil, "", c.explainStore(err)
+	}
+	c.store = s
+	return func(context.Context) error { return s.Close() }, fmt.Sprintf("revision %d", s.Snapshot().Revision()), nil
+}
+
+// explainStore adds what to do to the errors that a user can do something about.
+func (c *Cluster) explainStore(err error) error {
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		return fmt.Errorf("%w: stop it with `coracle down --data-dir %s`, or choose another --data-dir", err, c.cfg.DataDir)
+	case errors.Is(err, store.ErrNewer):
+		return fmt.Errorf("%w: use that program, or choose another --data-dir", err)
+	case errors.Is(err, store.ErrDamaged):
+		return fmt.Errorf("%w: restore %s from a backup, or run `coracle reset --data-dir %s`", err, c.state.path("store"), c.cfg.DataDir)
+	case errors.Is(err, syscall.ENOSPC):
+		return fmt.Errorf("%w: free some space on the file system of %s", err, c.cfg.DataDir)
+	}
+	return err
+}
+
+// localClient is the client of everything in this process: reads go to the store, writes
+// through the chain of the API server, and neither crosses a socket.
+type localClient struct {
+	client.Reader
+	client.Writer
+}
+
+// nodeAPI holds the kubelet API of the real node once it runs.
+type nodeAPI struct{ handler atomic.Pointer[http.Handler] }
+
+func (c *Cluster) nodes(name string) (http.Handler, error) {
+	if h := c.node.handler.Load(); h != nil && name == c.cfg.NodeName {
+		return *h, nil
+	}
+	return nil, fmt.Errorf("node %s does not run containers in this process", name)
+}
+
+func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string, error) {
+	clientCA := x509.NewCertPool()
+	clientCA.AddCert(c.keys.caCert)
+	var err error
+	c.server, err = apiserver.New(apiserver.Config{
+		Store: c.store, Registry: c.registry, Log: c.log,
+		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
+		ServiceCIDRs: []netip.Prefix{c.serviceRange()},
+		Nodes:        c.nodes, Version: version.Info(),
+		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
+		GroupPriority: func(group string) int32 { return builtin.GroupPriority[group] },
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	c.client = localClient{c.store, c.server.Writer()}
+	c.engine = reconcile.NewEngine(c.client, c.log, time.Now)
+	host, err := link.HostAddr()
+	if err != nil {
+		return nil, "", err
+	}
+	listeners, err := c.listen()
+	if err != nil {
+		return nil, "", err
+	}
+	certificate, err := c.serving(host)
+	if err != nil {
+		closeAll(listeners)
+		return nil, "", err
+	}
+	web := &http.Server{
+		Handler:           c.server.Handler(),
+		ReadHeaderTimeout: 30 * time.Second,
+		IdleTimeout:       3 * time.Minute,
+		ErrorLog:          log.New(quiet{c}, "", 0),
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12,
+			ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}},
+	}
+	for _, l := range listeners {
+		go func() {
+			if err := web.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+				c.fail(fmt.Errorf("api: %w", err))
+			}
+		}()
+	}
+	c.url = "https://" + net.JoinHostPort(c.reachable(), strconv.Itoa(c.cfg.Port))
+	stop := func(ctx context.Context) error {
+		c.server.Close()
+		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err := web.Shutdown(bounded); err != nil {
+			return web.Close()
+		}
+		return nil
+	}
+	return stop, c.url, nil
+}
+
+func (c *Cluster) issuer() string { return "https://kubernetes.default.svc." + c.cfg.Domain }
+
+// reachable is the address at which this machine reaches the API.
+func (c *Cluster) reachable() string {
+	if ip, err := netip.ParseAddr(c.cfg.Bind); err == nil && !ip.IsUnspecified() {
+		return c.cfg.Bind
+	}
+	return "127.0.0.1"
+}
+
+// listen opens the API's port at the address that was asked for and on loopback.
+func (c *Cluster) listen() ([]net.Listener, error) {
+	addresses := []string{c.cfg.Bind}
+	if ip, err := netip.ParseAddr(c.cfg.Bind); err == nil && !ip.IsUnspecified() && !ip.IsLoopback() {
+		addresses = append(addresses, "127.0.0.1")
+	}
+	var listeners []net.Listener
+	for _, a := range addresses {
+		l, err := net.Listen("tcp", net.JoinHostPort(a, strconv.Itoa(c.cfg.Port)))
+		switch {
+		case errors.Is(err, syscall.EADDRINUSE):
+			err = fmt.Errorf("port %d is in use by another program: choose another with --port", c.cfg.Port)
+		case errors.Is(err, syscall.EADDRNOTAVAIL):
+			err = fmt.Errorf("%s is not an address of this machine: choose another with --bind", a)
+		case errors.Is(err, syscall.EACCES):
+			err = fmt.Errorf("port %d needs root: choose one above 1023 with --port", c.cfg.Port)
+		}
+		if err != nil {
+			closeAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+// serving is the certificate of the API server, for every name by which it is reached.
+func (c *Cluster) serving(host netip.Addr) (tls.Certificate, error) {
+	hosts := []string{"localhost", "127.0.0.1", "::1", host.String(), c.serviceIP(1).String(),
+		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.cfg.Domain}
+	if name, err := os.Hostname(); err == nil {
+		hosts = append(hosts, name)
+	}
+	if c.cfg.Bind != "" {
+		hosts = append(hosts, c.cfg.Bind)
+	}
+	cert, key, err := c.keys.issue(leaf{name: "apiserver", cn: "kube-apiserver", hosts: hosts, server: true}, time.Now())
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.X509KeyPair(cert, key)
+}
+
+// quiet takes the HTTP server's own complaints, which are about clients, at a low level.
+type quiet struct{ c *Cluster }
+
+// Write implements io.Writer.
+func (q quiet) Write(p []byte) (int, error) {
+	q.c.log.Debug("http", "message", strings.TrimSpace(string(p)))
+	return len(p), nil
+}
+
+func (c *Cluster) startScheduler(context.Context) (func(context.Context) error, string, error) {
+	user := client.User{Name: "system:kube-scheduler", Groups: []string{client.GroupAuthenticated}}
+	source := corev1.EventSource{Component: scheduler.Name}
+	s := scheduler.New(scheduler.Config{Client: c.client, Log: c.log,
+		Record: func(ev reconcile.Event) { c.engine.Recorder().Record(user, source, ev) }})
+	return c.run("scheduler", s.Run), "", nil
+}
+
+// tokens issues service account tokens to the volumes of pods.
+func (c *Cluster) tokens() *authn.Tokens {
+	return &authn.Tokens{Key: c.keys.serviceAccounts, Issuer: c.issuer(), Audiences: []string{c.issuer()},
+		Snapshot: c.store.Snapshot, Now: time.Now}
+}
+
+func (c *Cluster) startDNS(context.Context) (func(context.Context) error, string, error) {
+	ip := c.serviceIP(dnsIndex)
+	if err := link.AddAddress(ip); err != nil {
+		return nil, "", err
+	}
+	upstreams, err := dns.Upstreams("/etc/resolv.conf", ip)
+	if err != nil {
+		c.log.Warn("names outside of the cluster cannot be resolved", "error", err)
+	}
+	s, err := dns.New(dns.Config{Client: c.client, Domain: c.cfg.Domain, Upstreams: upstreams, Log: c.log,
+		Listen: []netip.AddrPort{netip.AddrPortFrom(ip, 53)}})
+	if err != nil {
+		return nil, "", errors.Join(err, link.RemoveAddress(ip))
+	}
+	stop := c.run("dns", s.Run)
+	return func(ctx context.Context) error {
+		err := stop(ctx)
+		if c.Keep() {
+			return err
+		}
+		return errors.Join(err, link.RemoveAddress(ip))
+	}, ip.String() + ":53", nil
+}
+
+// writeKubeconfig makes the admin's kubeconfig in the data directory and merges its context into the user's.
+func (c *Cluster) writeKubeconfig(context.Context) (func(context.Context) error, string, error) {
+	cert, key, err := c.keys.issue(leaf{name: "admin", cn: "kubernetes-admin", orgs: []string{client.GroupMasters}}, time.Now())
+	if err != nil {
+		return nil, "", err
+	}
+	c.context = contextName(c.cfg.DataDir, c.state.identity.ID)
+	config := adminConfig(c.context, c.url, c.keys.caPEM, cert, key)
+	data, err := clientcmd.Write(*config)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := writeFile(c.state.path("admin.kubeconfig"), data, 0o600); err != nil {
+		return nil, "", err
+	}
+	path := c.cfg.Kubeconfig
+	if path == "none" {
+		return nil, c.state.path("admin.kubeconfig"), nil
+	}
+	if path == "" {
+		if path, err = KubeconfigPath(); err != nil {
+			return nil, "", err
+		}
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, "", err
+	}
+	if err := mergeKubeconfig(path, config); err != nil {
+		return nil, "", err
+	}
+	// reset takes the context out of the file that it was put into.
+	return nil, path, writeFile(c.state.path("kubeconfig.path"), []byte(path+"\n"), 0o644)
+}
+
+// contextName is "coracle" for the default data directory and has the instance's ID behind it for others.
+func contextName(dataDir, id string) string {
+	if dataDir == DefaultDataDir {
+		return "coracle"
+	}
+	return "coracle-" + id
+}

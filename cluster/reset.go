@@ -1,0 +1,96 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// StopContainers ends the containers that a crashed instance left on a data directory, and removes
+// its network. It returns how many ran. A directory without an instance has none.
+func StopContainers(ctx context.Context, dataDir string) (int, error) {
+	dataDir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return 0, err
+	}
+	id, err := readIdentity(dataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	s, err := openState(dataDir, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer s.close()
+	count, err := removeContainers(ctx, dataDir, id)
+	if os.Getuid() != 0 {
+		return count, err
+	}
+	return count, errors.Join(err, removeNetwork(id))
+}
+
+// Reset removes everything that an instance made: containers, mounts, links, rules, cgroups, its entry
+// in the kubeconfig, and the data directory. No process may run on it. kubeconfig names the
+// file if it is not the one that Start merged into.
+func Reset(ctx context.Context, dataDir, kubeconfig string) error {
+	dataDir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(dataDir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := belongsToUs(dataDir); err != nil {
+		return err
+	}
+	id, err := readIdentity(dataDir)
+	if err == nil {
+		if _, err := StopContainers(ctx, dataDir); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged) {
+		return err
+	}
+	if err := forgetKubeconfig(dataDir, id.ID, kubeconfig); err != nil {
+		return err
+	}
+	return os.RemoveAll(dataDir)
+}
+
+// belongsToUs refuses to remove a directory that holds something else.
+func belongsToUs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() == "lock" || e.Name() == "instance.json" {
+			return nil
+		}
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s is not a data directory of coracle: nothing was removed", dir)
+}
+
+func forgetKubeconfig(dataDir, id, path string) error {
+	if path == "" {
+		data, err := os.ReadFile(filepath.Join(dataDir, "kubeconfig.path"))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		path = strings.TrimSpace(string(data))
+	}
+	return removeKubeconfig(path, contextName(dataDir, id))
+}
