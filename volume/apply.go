@@ -14,6 +14,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/linux/mount"
 	"coracle.dev/coracle/linux/podfs"
 	"coracle.dev/coracle/store"
 )
@@ -322,7 +323,7 @@ func (m *Manager) tearDown(ctx context.Context, uid types.UID) error {
 			if err != nil || !mounted {
 				continue // a mount that could not be asked about shows below
 			}
-			if err := podfs.Unmount(path); err != nil {
+			if err := mount.Unmount(path); err != nil {
 				return err
 			}
 		}
@@ -334,7 +335,11 @@ func (m *Manager) tearDown(ctx context.Context, uid types.UID) error {
 	if err == nil {
 		return nil
 	}
-	if below := podfs.UnmountBelow(dir); below != nil {
+	real, rerr := filepath.EvalSymlinks(dir) // the table has no links
+	if rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	if below := mount.UnmountBelow(real); below != nil {
 		return errors.Join(err, below)
 	}
 	return podfs.RemoveTree(dir)

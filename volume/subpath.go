@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"coracle.dev/coracle/linux/mount"
 	"coracle.dev/coracle/linux/podfs"
 )
 
@@ -29,7 +30,7 @@ func (m *Manager) SubPath(_ context.Context, uid types.UID, volume Mount, volume
 		return "", errors.New("invalid name of volume or container")
 	}
 	target := filepath.Join(m.PodDir(uid), "volume-subpaths", volumeName, container, strconv.Itoa(index))
-	if err := podfs.Unmount(target); err != nil {
+	if err := mount.Unmount(target); err != nil {
 		return "", err
 	}
 	if err := podfs.RemoveTree(target); err != nil {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/linux/mount"
 	"coracle.dev/coracle/linux/podfs"
 	"coracle.dev/coracle/store"
 	"coracle.dev/coracle/store/memory"
@@ -98,7 +99,7 @@ func newRig(t *testing.T, objs ...api.Object) *rig {
 	r := &rig{t: t, store: newStore(t, objs...), root: filepath.Join(t.TempDir(), "pods"), now: t0,
 		wakes: make(chan types.UID, 64), warns: make(chan string, 64)}
 	t.Cleanup(func() {
-		if err := podfs.UnmountBelow(r.root); err != nil {
+		if err := mount.UnmountBelow(r.root); err != nil {
 			t.Error(err)
 		}
 	})
@@ -702,7 +703,7 @@ func TestTearDownKeepsForeignMounts(t *testing.T) {
 	for _, err := range []error{
 		os.WriteFile(precious+"/f", []byte("kept"), 0o600),
 		os.MkdirAll(inner, 0o700),
-		podfs.Bind(precious, inner, true),
+		mount.Bind(precious, inner),
 		podfs.Tmpfs(inner, podfs.TmpfsOptions{Mode: 0o700}), // on top of it
 	} {
 		if err != nil {

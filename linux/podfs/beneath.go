@@ -31,7 +31,7 @@ func BindBeneath(base, path, target string, readOnly bool) error {
 	if err := makeTarget(target, st.Mode&unix.S_IFMT == unix.S_IFDIR); err != nil {
 		return err
 	}
-	if err := Bind(fmt.Sprintf("/proc/self/fd/%d", fd), target, readOnly); err != nil {
+	if err := bind(fmt.Sprintf("/proc/self/fd/%d", fd), target, readOnly); err != nil {
 		return fmt.Errorf("%s of %s: %w", path, base, err)
 	}
 	return nil

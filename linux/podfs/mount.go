@@ -5,13 +5,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"sort"
 	"strconv"
 	"strings"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"coracle.dev/coracle/linux/mount"
 )
 
 // TmpfsOptions qualify a memory file system.
@@ -48,17 +47,13 @@ func Hugetlbfs(target string, pageBytes, sizeBytes int64) error {
 	return mountError("hugetlbfs", target, unix.Mount("nodev", target, "hugetlbfs", 0, opts))
 }
 
-// Bind shows source at target, which exists and is of the same sort (directory or not).
-// Mounts below source are shown too.
-func Bind(source, target string, readOnly bool) error {
-	if err := unix.Mount(source, target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return mountError(source, target, err)
-	}
-	if !readOnly {
-		return nil
+// bind shows source at target, which exists and is of the same sort (directory or not).
+func bind(source, target string, readOnly bool) error {
+	if err := mount.Bind(source, target); err != nil || !readOnly {
+		return err
 	}
 	if err := remountReadOnly(target); err != nil {
-		return errors.Join(err, Unmount(target))
+		return errors.Join(err, mount.Unmount(target))
 	}
 	return nil
 }
@@ -68,7 +63,7 @@ func Bind(source, target string, readOnly bool) error {
 func remountReadOnly(target string) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(target, &st); err != nil {
-		return &fs.PathError{Op: "statfs", Path: target, Err: err}
+		return &os.PathError{Op: "statfs", Path: target, Err: err}
 	}
 	const kept = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME
 	flags := uintptr(st.Flags)&kept | unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY
@@ -84,42 +79,9 @@ func mountError(what, target string, err error) error {
 
 // Mounted tells whether something is mounted on path itself. A path that does not exist is not.
 func Mounted(path string) (bool, error) {
-	ok, err := mountinfo.Mounted(path)
+	ok, err := mount.IsMountPoint(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	return ok, err
-}
-
-// Unmount takes away what is mounted on path, all layers of it. Users of open files keep
-// them (lazy). A path that is no mount point, or absent, is no error.
-func Unmount(path string) error {
-	for {
-		switch err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err {
-		case nil:
-		case unix.EINVAL, unix.ENOENT:
-			return nil
-		default:
-			return fmt.Errorf("unmount %s: %w", path, err)
-		}
-	}
-}
-
-// UnmountBelow unmounts everything that is mounted on dir or below it, the
-// deepest first. It reads the table of all mounts.
-func UnmountBelow(dir string) error {
-	dir = filepath.Clean(dir)
-	if real, err := filepath.EvalSymlinks(dir); err == nil {
-		dir = real
-	}
-	infos, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return err
-	}
-	sort.Slice(infos, func(i, j int) bool { return len(infos[i].Mountpoint) > len(infos[j].Mountpoint) })
-	var errs []error
-	for _, info := range infos {
-		errs = append(errs, Unmount(info.Mountpoint))
-	}
-	return errors.Join(errs...)
 }

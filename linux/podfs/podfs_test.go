@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"coracle.dev/coracle/linux/mount"
 )
 
 func needRoot(t *testing.T) {
@@ -29,7 +31,7 @@ func must(t *testing.T, errs ...error) {
 func TestTmpfsAndUnmount(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	t.Cleanup(func() { UnmountBelow(dir) })
+	t.Cleanup(func() { mount.UnmountBelow(dir) })
 	must(t, Tmpfs(dir, TmpfsOptions{SizeBytes: 1 << 20, Mode: 0o751, NoSwap: true}))
 	if ok, err := Mounted(dir); !ok || err != nil {
 		t.Fatalf("%v %v", ok, err)
@@ -41,11 +43,11 @@ func TestTmpfsAndUnmount(t *testing.T) {
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o751 {
 		t.Fatalf("%v %v", info.Mode(), err)
 	}
-	must(t, Tmpfs(dir, TmpfsOptions{Mode: 0o700}), Unmount(dir)) // both layers
+	must(t, Tmpfs(dir, TmpfsOptions{Mode: 0o700}), mount.Unmount(dir)) // both layers
 	if ok, err := Mounted(dir); ok || err != nil {
 		t.Fatalf("%v %v", ok, err)
 	}
-	must(t, Unmount(dir), Unmount(dir+"/none"))
+	must(t, mount.Unmount(dir), mount.Unmount(dir+"/none"))
 	if ok, err := Mounted(dir + "/none"); ok || err != nil {
 		t.Fatalf("%v %v", ok, err)
 	}
@@ -54,9 +56,9 @@ func TestTmpfsAndUnmount(t *testing.T) {
 func TestBindReadOnly(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	t.Cleanup(func() { UnmountBelow(dir) })
+	t.Cleanup(func() { mount.UnmountBelow(dir) })
 	src, dst := dir+"/src", dir+"/dst"
-	must(t, os.Mkdir(src, 0o700), os.Mkdir(dst, 0o700), Bind(src, dst, true))
+	must(t, os.Mkdir(src, 0o700), os.Mkdir(dst, 0o700), bind(src, dst, true))
 	if err := os.WriteFile(dst+"/f", nil, 0o600); !errors.Is(err, syscall.EROFS) {
 		t.Fatalf("written: %v", err)
 	}
@@ -95,16 +97,16 @@ func TestRemoveTree(t *testing.T) {
 func TestRemoveTreeStopsAtMounts(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	t.Cleanup(func() { UnmountBelow(dir) })
+	t.Cleanup(func() { mount.UnmountBelow(dir) })
 	must(t, os.MkdirAll(dir+"/tree/m", 0o700), os.Mkdir(dir+"/other", 0o700), os.WriteFile(dir+"/other/f", nil, 0o600),
-		Bind(dir+"/other", dir+"/tree/m", false)) // the same file system, seen twice
+		bind(dir+"/other", dir+"/tree/m", false)) // the same file system, seen twice
 	if err := RemoveTree(dir + "/tree"); !errors.Is(err, ErrMountInside) {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(dir + "/other/f"); err != nil {
 		t.Fatal("the mount was entered")
 	}
-	must(t, UnmountBelow(dir+"/tree"), RemoveTree(dir+"/tree"))
+	must(t, mount.UnmountBelow(dir+"/tree"), RemoveTree(dir+"/tree"))
 }
 
 func TestTreeUsage(t *testing.T) {
@@ -123,7 +125,7 @@ func TestTreeUsage(t *testing.T) {
 func TestBindBeneath(t *testing.T) {
 	needRoot(t)
 	dir := t.TempDir()
-	t.Cleanup(func() { UnmountBelow(dir) })
+	t.Cleanup(func() { mount.UnmountBelow(dir) })
 	base := dir + "/base"
 	must(t, os.Mkdir(base, 0o770), os.Chmod(base, 0o770|fs.ModeSetgid), os.WriteFile(base+"/f", []byte("x"), 0o600), os.Symlink("/etc", base+"/abs"))
 	must(t, BindBeneath(base, "new/dir", dir+"/t1", false), os.WriteFile(dir+"/t1/made", nil, 0o600), BindBeneath(base, "f", dir+"/t2", true), BindBeneath(base, ".", dir+"/t3", false))

@@ -93,6 +93,27 @@ func TestExecProcessThatIgnoresStdin(t *testing.T) {
 	})
 }
 
+// TestExecUnreadInput: input that the process does not read holds up neither sizes nor the hang-up.
+func TestExecUnreadInput(t *testing.T) {
+	q := url.Values{"input": {"1"}, "output": {"1"}, "tty": {"1"}, "command": {"sizes", "2"}}
+	eachExecutor(t, appExec, q, func(t *testing.T, rt *fakeRuntime, e remotecommand.Executor, _ *Server) {
+		queue := make(sizes, 2)
+		queue <- remotecommand.TerminalSize{Width: 80, Height: 24}
+		r, w := io.Pipe()
+		defer w.Close()
+		out := &notifyingWriter{c: make(chan struct{})}
+		go func() {
+			<-out.c // the first size was printed
+			w.Write(bytes.Repeat([]byte("typed ahead "), 10_000))
+			queue <- remotecommand.TerminalSize{Width: 132, Height: 50}
+		}()
+		err := e.StreamWithContext(testContext(t), remotecommand.StreamOptions{Stdin: r, Stdout: out, Tty: true, TerminalSizeQueue: queue})
+		if err != nil || out.got.String() != "80x24\n132x50\n" {
+			t.Fatalf("%q, %v", out.got.String(), err)
+		}
+	})
+}
+
 // sizes is a queue of terminal sizes.
 type sizes chan remotecommand.TerminalSize
 
@@ -182,9 +203,11 @@ func TestExecHangup(t *testing.T) {
 	})
 }
 
+// notifyingWriter closes c at the first write.
 type notifyingWriter struct {
 	c    chan struct{}
 	once bool
+	got  bytes.Buffer
 }
 
 func (n *notifyingWriter) Write(p []byte) (int, error) {
@@ -192,7 +215,7 @@ func (n *notifyingWriter) Write(p []byte) (int, error) {
 		n.once = true
 		close(n.c)
 	}
-	return len(p), nil
+	return n.got.Write(p)
 }
 
 // TestClose: shutting down ends the sessions under way.

@@ -10,10 +10,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
 
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/linux/machine"
 	"coracle.dev/coracle/linux/notify"
 	"coracle.dev/coracle/volume"
 )
@@ -35,9 +38,12 @@ type Config struct {
 	Runtime container.Runtime
 	// Volumes measures the volumes of a pod (volume.Manager.Usages). May be nil.
 	Volumes func(ctx context.Context, uid types.UID) ([]volume.Usage, error)
-	// Network gives the traffic of a pod's interfaces. May be nil.
-	Network func(sandboxID string) ([]InterfaceUsage, error)
-	// Node measures the machine. May be nil.
+	// RootDir lies on the file system of pods and logs, ImageDir on that of images and containers; their
+	// figures are part of the summary.
+	RootDir, ImageDir string
+	// Network gives the traffic of a pod's interfaces. Nil: read in its network namespace.
+	Network func(container.SandboxStatus) ([]machine.Interface, error)
+	// Node measures the machine. Nil: this one.
 	Node func() (NodeUsage, error)
 	// DialPod connects to a port of a pod, for port forwarding. Nil: Runtime.Dial.
 	DialPod func(ctx context.Context, pod *corev1.Pod, sandboxID string, port int) (net.Conn, error)
@@ -56,6 +62,8 @@ type Server struct {
 	// files wakes those who follow logs.
 	files notify.Watcher
 	conns connections
+	// quiet is what the stream libraries log to.
+	quiet logr.Logger
 	cpu   cpuMemory
 }
 
@@ -69,7 +77,13 @@ func Handler(cfg Config) *Server {
 			return cfg.Runtime.Dial(ctx, sandboxID, port)
 		}
 	}
-	s := &Server{cfg: cfg, mux: http.NewServeMux()}
+	if cfg.Network == nil {
+		cfg.Network = func(s container.SandboxStatus) ([]machine.Interface, error) { return machine.Interfaces(s.NetNS) }
+	}
+	if cfg.Node == nil {
+		cfg.Node = func() (NodeUsage, error) { return readNode(cfg.RootDir, cfg.ImageDir) }
+	}
+	s := &Server{cfg: cfg, mux: http.NewServeMux(), quiet: logr.FromSlogHandler(quietHandler{cfg.Log.Handler()})}
 	s.mux.HandleFunc("GET /healthz", s.healthz)
 	s.mux.HandleFunc("GET /healthz/{check}", s.healthz)
 	s.mux.HandleFunc("GET /pods", s.pods)
@@ -96,7 +110,10 @@ func Handler(cfg Config) *Server {
 
 // ServeHTTP answers one request. The path is the kubelet's own ("/exec/default/web/app"). The writer must
 // be able to be hijacked where a connection is upgraded.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r = r.WithContext(klog.NewContext(r.Context(), s.quiet))
+	s.mux.ServeHTTP(w, r)
+}
 
 // Close ends all upgraded connections, and refuses new ones.
 func (s *Server) Close() error {
@@ -191,4 +208,29 @@ func boolParam(r *http.Request, names ...string) bool {
 		}
 	}
 	return false
+}
+
+// quietHandler logs everything as debugging: the stream libraries report each connection that a client drops as an
+// error, which it is not here.
+type quietHandler struct{ slog.Handler }
+
+// Enabled tells whether debugging is logged.
+func (q quietHandler) Enabled(ctx context.Context, _ slog.Level) bool {
+	return q.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+// Handle lowers the level.
+func (q quietHandler) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return q.Handler.Handle(ctx, r)
+}
+
+// WithAttrs implements slog.Handler.
+func (q quietHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return quietHandler{q.Handler.WithAttrs(attrs)}
+}
+
+// WithGroup implements slog.Handler.
+func (q quietHandler) WithGroup(name string) slog.Handler {
+	return quietHandler{q.Handler.WithGroup(name)}
 }

@@ -11,6 +11,7 @@ import (
 
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/logfile"
+	"coracle.dev/coracle/linux/machine"
 )
 
 // exposition writes Prometheus' text format. Families are written in the order they are begun.
@@ -58,7 +59,7 @@ func seconds(nanos uint64) float64 { return float64(nanos) / 1e9 }
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
 
-// perContainer, perPod are metrics of /metrics/resource.
+// resourceMetric is one figure of a container or of a pod as a whole.
 type resourceMetric struct {
 	name, kind, help string
 	value            func(container.Stats) float64
@@ -94,17 +95,15 @@ func (s *Server) metricsResource(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	failed := 0.0
-	if s.cfg.Node != nil {
-		if n, err := s.cfg.Node(); err != nil {
-			failed = 1
-		} else {
-			e.family("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds")
-			e.sample("node_cpu_usage_seconds_total", seconds(n.CPUNanos), n.Time)
-			e.family("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes")
-			e.sample("node_memory_working_set_bytes", float64(n.workingSet()), n.Time)
-			e.family("node_swap_usage_bytes", "gauge", "Current swap usage of the node in bytes")
-			e.sample("node_swap_usage_bytes", float64(n.SwapUsedBytes), n.Time)
-		}
+	if n, err := s.cfg.Node(); err != nil {
+		failed = 1
+	} else {
+		e.family("node_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the node in core-seconds")
+		e.sample("node_cpu_usage_seconds_total", seconds(n.CPUNanos), n.Time)
+		e.family("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes")
+		e.sample("node_memory_working_set_bytes", float64(n.workingSet()), n.Time)
+		e.family("node_swap_usage_bytes", "gauge", "Current swap usage of the node in bytes")
+		e.sample("node_swap_usage_bytes", float64(n.swapUsed()), n.Time)
 	}
 	for _, m := range resourceMetrics {
 		name := "pod_" + m.name
@@ -166,11 +165,9 @@ func (s *Server) metricsCadvisor(w http.ResponseWriter, _ *http.Request) {
 		}
 	}
 	s.cadvisorNetwork(e, usages)
-	if s.cfg.Node != nil {
-		if n, err := s.cfg.Node(); err == nil {
-			e.family("machine_memory_bytes", "gauge", "Amount of memory installed on the machine.")
-			e.sample("machine_memory_bytes", float64(n.MemoryBytes), time.Time{})
-		}
+	if n, err := s.cfg.Node(); err == nil {
+		e.family("machine_memory_bytes", "gauge", "Amount of memory installed on the machine.")
+		e.sample("machine_memory_bytes", float64(n.MemoryBytes), time.Time{})
 	}
 	e.send(w)
 }
@@ -200,30 +197,27 @@ func cadvisorLabels(u podUsage, c *containerUsage) []string {
 }
 
 func (s *Server) cadvisorNetwork(e *exposition, usages []podUsage) {
-	if s.cfg.Network == nil {
-		return
-	}
 	type traffic struct {
 		u   podUsage
-		ifs []InterfaceUsage
+		ifs []machine.Interface
 	}
 	var all []traffic
 	for _, u := range usages {
 		if u.sandbox.NetNS == "" {
 			continue
 		}
-		if ifs, err := s.cfg.Network(u.sandbox.Config.ID); err == nil {
+		if ifs, err := s.cfg.Network(u.sandbox); err == nil {
 			all = append(all, traffic{u, ifs})
 		}
 	}
 	for _, m := range []struct {
 		name, help string
-		value      func(InterfaceUsage) uint64
+		value      func(machine.Interface) uint64
 	}{
-		{"container_network_receive_bytes_total", "Cumulative count of bytes received", func(i InterfaceUsage) uint64 { return i.RxBytes }},
-		{"container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", func(i InterfaceUsage) uint64 { return i.RxErrors }},
-		{"container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", func(i InterfaceUsage) uint64 { return i.TxBytes }},
-		{"container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting", func(i InterfaceUsage) uint64 { return i.TxErrors }},
+		{"container_network_receive_bytes_total", "Cumulative count of bytes received", func(i machine.Interface) uint64 { return i.RxBytes }},
+		{"container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", func(i machine.Interface) uint64 { return i.RxErrors }},
+		{"container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", func(i machine.Interface) uint64 { return i.TxBytes }},
+		{"container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting", func(i machine.Interface) uint64 { return i.TxErrors }},
 	} {
 		e.family(m.name, "counter", m.help)
 		for _, t := range all {

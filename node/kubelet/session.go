@@ -257,7 +257,9 @@ func (ses *session) take(stream httpstream.Stream) bool {
 func (ses *session) streams(ctx context.Context) container.Streams {
 	out := container.Streams{}
 	if ses.stdin != nil {
-		out.Stdin = ses.stdin
+		in := bufferInput(ses.stdin)
+		context.AfterFunc(ctx, func() { in.Close() })
+		out.Stdin = in
 	}
 	if ses.stdout != nil {
 		out.Stdout = &dropper{w: ses.stdout}

@@ -12,29 +12,31 @@ import (
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/linux/machine"
 	"coracle.dev/coracle/linux/podfs"
 	"coracle.dev/coracle/node/metricsapi"
 )
 
 // NodeUsage is what the machine uses as a whole.
 type NodeUsage struct {
-	Time, Booted time.Time
-	// CPUNanos is the CPU time of all processes since boot.
-	CPUNanos uint64
-	// MemoryBytes is the memory that there is, AvailableBytes what could be had; the working set is
-	// the difference.
-	MemoryBytes, AvailableBytes, RSSBytes uint64
-	SwapBytes, SwapUsedBytes              uint64
-	Processes, MaxPID                     int64
+	machine.Usage
 	// Root is the file system of pods and logs, Images that of images and containers.
 	Root, Images podfs.FS
-	Interfaces   []InterfaceUsage
+	Interfaces   []machine.Interface
 }
 
-// InterfaceUsage is the traffic of a network interface so far.
-type InterfaceUsage struct {
-	Name                                 string
-	RxBytes, TxBytes, RxErrors, TxErrors uint64
+// readNode measures the machine, and the file systems that two directories lie on.
+func readNode(rootDir, imageDir string) (NodeUsage, error) {
+	u, err := machine.Read()
+	if err != nil {
+		return NodeUsage{}, err
+	}
+	out := NodeUsage{Usage: u}
+	// A directory that does not exist yet has no figures, which is no failure.
+	out.Root, _ = podfs.StatFS(rootDir)
+	out.Images, _ = podfs.StatFS(imageDir)
+	out.Interfaces, err = machine.Interfaces("")
+	return out, err
 }
 
 // podUsage is what one pod uses.
@@ -108,13 +110,11 @@ func containerNames(pod *corev1.Pod) []string {
 // Sample reads this node's usage for the resource metrics API. labels are the node's.
 func (s *Server) Sample(labels map[string]string) (metricsapi.NodeSample, error) {
 	out := metricsapi.NodeSample{Node: s.cfg.NodeName, Labels: labels}
-	if s.cfg.Node != nil {
-		n, err := s.cfg.Node()
-		if err != nil {
-			return out, err
-		}
-		out.Usage = metricsapi.Usage{Time: n.Time, Started: n.Booted, CPUNanos: n.CPUNanos, WorkingSetBytes: n.workingSet()}
+	n, err := s.cfg.Node()
+	if err != nil {
+		return out, err
 	}
+	out.Usage = metricsapi.Usage{Time: n.Time, Started: n.Booted, CPUNanos: n.CPUNanos, WorkingSetBytes: n.workingSet()}
 	for _, u := range s.usage() {
 		p := metricsapi.PodSample{Namespace: u.pod.Namespace, Name: u.pod.Name, UID: u.pod.UID, Labels: u.pod.Labels}
 		for _, c := range u.containers {
@@ -133,6 +133,8 @@ func (n NodeUsage) workingSet() uint64 {
 	}
 	return n.MemoryBytes - n.AvailableBytes
 }
+
+func (n NodeUsage) swapUsed() uint64 { return n.SwapBytes - min(n.SwapFreeBytes, n.SwapBytes) }
 
 // cpuMemory remembers the CPU time seen last, so that the next summary can tell the rate since. The
 // first summary has none, as nothing measures before anybody asks.
@@ -189,9 +191,6 @@ func (s *Server) statsSummary(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) nodeStats(next map[string]cpuPoint, brief bool) stats.NodeStats {
 	out := stats.NodeStats{NodeName: s.cfg.NodeName}
-	if s.cfg.Node == nil {
-		return out
-	}
 	n, err := s.cfg.Node()
 	if err != nil {
 		s.cfg.Log.Warn("node not measured", "err", err)
@@ -202,12 +201,12 @@ func (s *Server) nodeStats(next map[string]cpuPoint, brief bool) stats.NodeStats
 	out.CPU = &stats.CPUStats{Time: at, UsageCoreNanoSeconds: &n.CPUNanos,
 		UsageNanoCores: s.cpu.rate(next, "node", cpuPoint{n.Time, n.CPUNanos})}
 	set := n.workingSet()
-	out.Memory = &stats.MemoryStats{Time: at, AvailableBytes: &n.AvailableBytes, UsageBytes: &set, WorkingSetBytes: &set, RSSBytes: &n.RSSBytes}
+	out.Memory = &stats.MemoryStats{Time: at, AvailableBytes: &n.AvailableBytes, UsageBytes: &set, WorkingSetBytes: &set, RSSBytes: &n.AnonBytes}
 	if n.SwapBytes > 0 {
-		free := n.SwapBytes - min(n.SwapUsedBytes, n.SwapBytes)
-		out.Swap = &stats.SwapStats{Time: at, SwapUsageBytes: &n.SwapUsedBytes, SwapAvailableBytes: &free}
+		used := n.swapUsed()
+		out.Swap = &stats.SwapStats{Time: at, SwapUsageBytes: &used, SwapAvailableBytes: &n.SwapFreeBytes}
 	}
-	out.Rlimit = &stats.RlimitStats{Time: at, MaxPID: &n.MaxPID, NumOfRunningProcesses: &n.Processes}
+	out.Rlimit = &stats.RlimitStats{Time: at, MaxPID: &n.MaxPID, NumOfRunningProcesses: &n.Tasks}
 	if brief {
 		return out
 	}
@@ -254,8 +253,8 @@ func (s *Server) podStats(ctx context.Context, u podUsage, next map[string]cpuPo
 	if brief {
 		return out
 	}
-	if s.cfg.Network != nil && u.sandbox.NetNS != "" {
-		if ifs, err := s.cfg.Network(u.sandbox.Config.ID); err == nil {
+	if u.sandbox.NetNS != "" {
+		if ifs, err := s.cfg.Network(u.sandbox); err == nil {
 			out.Network = networkStats(at, ifs)
 		}
 	}
@@ -312,7 +311,7 @@ func memoryStats(st container.Stats) *stats.MemoryStats {
 	return out
 }
 
-func networkStats(at metav1.Time, ifs []InterfaceUsage) *stats.NetworkStats {
+func networkStats(at metav1.Time, ifs []machine.Interface) *stats.NetworkStats {
 	if len(ifs) == 0 {
 		return nil
 	}

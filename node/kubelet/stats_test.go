@@ -15,6 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/linux/machine"
 	"coracle.dev/coracle/linux/podfs"
 	"coracle.dev/coracle/volume"
 )
@@ -27,10 +29,10 @@ func serveUsage(t *testing.T, at *time.Time, cpu *uint64) *httptest.Server {
 	cfg.Log = slog.New(slog.DiscardHandler)
 	cfg.Node = func() (NodeUsage, error) {
 		return NodeUsage{
-			Time: *at, Booted: t0, CPUNanos: *cpu, MemoryBytes: 100 << 20, AvailableBytes: 60 << 20,
-			MaxPID: 1000, Processes: 10,
+			Usage: machine.Usage{Time: *at, Booted: t0, CPUNanos: *cpu, MemoryBytes: 100 << 20, AvailableBytes: 60 << 20,
+				MaxPID: 1000, Tasks: 10},
 			Root:       podfs.FS{CapacityBytes: 1000, AvailableBytes: 400, UsedBytes: 600},
-			Interfaces: []InterfaceUsage{{Name: "eth0", RxBytes: 7}},
+			Interfaces: []machine.Interface{{Name: "eth0", RxBytes: 7}},
 		}, nil
 	}
 	cfg.Volumes = func(context.Context, types.UID) ([]volume.Usage, error) {
@@ -39,8 +41,8 @@ func serveUsage(t *testing.T, at *time.Time, cpu *uint64) *httptest.Server {
 			{Volume: "data", Claim: "data-0", UsedBytes: 100},
 		}, nil
 	}
-	cfg.Network = func(id string) ([]InterfaceUsage, error) {
-		return []InterfaceUsage{{Name: "eth0", RxBytes: 11, TxBytes: 12}}, nil
+	cfg.Network = func(container.SandboxStatus) ([]machine.Interface, error) {
+		return []machine.Interface{{Name: "eth0", RxBytes: 11, TxBytes: 12}}, nil
 	}
 	srv := httptest.NewServer(Handler(cfg))
 	t.Cleanup(srv.Close)
@@ -141,5 +143,19 @@ func TestPodsAndHealth(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusMethodNotAllowed {
 		t.Fatalf("POST gives %d", resp.StatusCode)
+	}
+}
+
+// TestRealNode reads this machine.
+func TestRealNode(t *testing.T) {
+	srv, s := serve(t, newFake(), "")
+	code, body := get(t, srv.URL+"/stats/summary")
+	var out stats.Summary
+	if err := json.Unmarshal([]byte(body), &out); err != nil || code != 200 || *out.Node.Memory.WorkingSetBytes == 0 || *out.Node.CPU.UsageCoreNanoSeconds == 0 {
+		t.Fatalf("%d %s", code, body)
+	}
+	sample, err := s.Sample(map[string]string{"a": "b"})
+	if err != nil || sample.Node != "node-a" || sample.CPUNanos == 0 || len(sample.Pods) != 1 || sample.Pods[0].Containers[0].CPUNanos != 3e9 {
+		t.Fatalf("%+v %v", sample, err)
 	}
 }
