@@ -157,6 +157,10 @@ func (e *env) namespace(name string) {
 	if _, err := e.Writer().Create(context.Background(), "namespaces", ns, client.WriteOptions{}); err != nil {
 		e.t.Fatal(err)
 	}
+	sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "default"}}
+	if _, err := e.Writer().Create(context.Background(), "serviceaccounts", sa, client.WriteOptions{}); err != nil {
+		e.t.Fatal(err)
+	}
 }
 
 // testLog sends log lines to the test.
@@ -187,6 +191,10 @@ func smallKinds() []*api.Kind {
 				n.Status.Phase = corev1.NamespaceActive
 			})},
 			Subresources: []api.Subresource{{Name: "finalize", Verbs: []string{"update"}, Strategy: &api.Strategy{}}},
+		},
+		{Kind: "ServiceAccount", Resource: "serviceaccounts", Singular: "serviceaccount", Namespaced: true,
+			Versions:     v1("v1", func() runtime.Object { return &corev1.ServiceAccount{} }, func() runtime.Object { return &corev1.ServiceAccountList{} }),
+			Subresources: []api.Subresource{{Name: "token", Verbs: []string{"create"}}},
 		},
 		{Kind: "ConfigMap", Resource: "configmaps", Singular: "configmap", ShortNames: []string{"cm"}, Namespaced: true, UnconditionalUpdate: true,
 			Versions: v1("v1", func() runtime.Object { return &corev1.ConfigMap{} }, func() runtime.Object { return &corev1.ConfigMapList{} }),

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/allocate"
 	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/apiserver/authz"
 	"coracle.dev/coracle/apiserver/discovery"
@@ -124,8 +126,13 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
-		Admission: append(admission.BuiltIn(), cfg.Admission...),
+		Admission: append(admission.BuiltIn(cfg.Store), cfg.Admission...),
 	}
+	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)
+	if err != nil {
+		return nil, fmt.Errorf("apiserver: %w", err)
+	}
+	s.chain.Allocate = numbers.Allocate
 	return s, nil
 }
 

@@ -14,9 +14,20 @@ import (
 	"coracle.dev/coracle/store"
 )
 
-// BuiltIn are the plug-ins that every server has, in upstream's order.
-func BuiltIn() Chain {
-	return Chain{namespaceLifecycle()}
+// BuiltIn are the plug-ins that every server has, in upstream's order. The reader is for
+// those that wait for what another part of the program is about to make.
+func BuiltIn(reader client.Reader) Chain {
+	return Chain{
+		namespaceLifecycle(),
+		limitRanger(),
+		serviceAccount(reader),
+		priority(),
+		defaultTolerationSeconds(),
+		defaultStorageClass(),
+		runtimeClass(),
+		certificateRequester(),
+		defaultIngressClass(),
+	}
 }
 
 // immortal namespaces cannot be deleted.
