@@ -87,7 +87,8 @@ func execStatus(command []string, exit container.ExitStatus, err error) *metav1.
 func execFailure(err error) string {
 	var start *container.StartError
 	if errors.As(err, &start) {
-		return "failed to exec in container: OCI runtime exec failed: exec failed: unable to start container process: " + start.Message
+		const cause = "unable to start container process: "
+		return "failed to exec in container: OCI runtime exec failed: exec failed: " + cause + strings.TrimPrefix(start.Message, cause)
 	}
 	return err.Error()
 }
