@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -167,6 +168,32 @@ func hostPorts(pod *corev1.Pod) []hostPort {
 	for i := range pod.Spec.InitContainers {
 		if isSidecar(&pod.Spec.InitContainers[i]) {
 			add(&pod.Spec.InitContainers[i])
+		}
+	}
+	return out
+}
+
+// portMappings gives what a pod's host ports are to lead to; none for a pod in the host's network.
+func portMappings(pod *corev1.Pod) []PortMapping {
+	if pod.Spec.HostNetwork {
+		return nil
+	}
+	var out []PortMapping
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			for _, p := range list[i].Ports {
+				if p.HostPort <= 0 || p.ContainerPort <= 0 {
+					continue
+				}
+				m := PortMapping{HostPort: uint16(p.HostPort), Port: uint16(p.ContainerPort), Protocol: p.Protocol}
+				if m.Protocol == "" {
+					m.Protocol = corev1.ProtocolTCP
+				}
+				if ip, err := netip.ParseAddr(p.HostIP); err == nil && !ip.IsUnspecified() {
+					m.HostIP = ip
+				}
+				out = append(out, m)
+			}
 		}
 	}
 	return out

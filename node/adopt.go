@@ -72,6 +72,9 @@ func (w *worker) adopt(ctx context.Context, f *found) {
 		ips := w.a.hostIPs
 		if !w.v.pod.Spec.HostNetwork && s.State == container.SandboxReady && !ended(w.v.pod) {
 			addrs, err := w.a.cfg.Network.Attach(ctx, s.Config.ID, s.NetNS, s.Config.Hostname)
+			if err == nil {
+				err = w.a.mapPorts(ctx, w.v.pod, s.Config.ID, addrs)
+			}
 			if err != nil {
 				w.log.Warn("connect adopted sandbox", "err", err)
 				s.State = container.SandboxNotReady

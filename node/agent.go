@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -29,6 +30,10 @@ type Agent struct {
 	pulls   *puller
 	prober  *prober
 	slots   chan struct{} // one for each sandbox or container being made
+
+	classes classes
+	// collected is when unused images were last removed (of the heartbeat alone).
+	collected time.Time
 
 	node    atomic.Pointer[corev1.Node] // the Node object as last seen
 	machine machine
@@ -329,6 +334,33 @@ func (a *Agent) release() { <-a.slots }
 // resolver gives a pod's resolv.conf.
 func (a *Agent) resolver(pod *corev1.Pod) (container.DNS, string) {
 	return podResolver(pod, a.hostDNS, addressStrings(a.cfg.ClusterDNS), a.cfg.ClusterDomain)
+}
+
+// mapPorts forwards the host ports of a pod.
+func (a *Agent) mapPorts(ctx context.Context, pod *corev1.Pod, sandboxID string, addrs []netip.Addr) error {
+	if a.cfg.MapPorts == nil {
+		return nil
+	}
+	ports := portMappings(pod)
+	if len(ports) == 0 {
+		return nil
+	}
+	return a.cfg.MapPorts(ctx, sandboxID, addrs, ports)
+}
+
+// runtimeHandler refuses a pod whose RuntimeClass asks for another runtime.
+func (a *Agent) runtimeHandler(pod *corev1.Pod) error {
+	if pod.Spec.RuntimeClassName == nil {
+		return nil
+	}
+	class, ok := client.RuntimeClasses.Get(a.cfg.Client.Snapshot(), "", *pod.Spec.RuntimeClassName)
+	if !ok {
+		return fmt.Errorf("failed to get RuntimeHandler for pod: RuntimeClass %q not found", *pod.Spec.RuntimeClassName)
+	}
+	if class.Handler != "" && !slices.Contains(a.cfg.RuntimeHandlers, class.Handler) {
+		return fmt.Errorf("failed to get sandbox runtime: no runtime for %q is configured", class.Handler)
+	}
+	return nil
 }
 
 func (a *Agent) logDir(namespace, name string, uid types.UID) string {

@@ -54,6 +54,15 @@ type Network interface {
 	Detach(ctx context.Context, sandboxID, netnsPath string) error
 }
 
+// PortMapping is a port of the machine that leads to a port of a sandbox.
+type PortMapping struct {
+	// HostIP is the machine's address, zero for all.
+	HostIP   netip.Addr
+	HostPort uint16
+	Port     uint16
+	Protocol corev1.Protocol
+}
+
 // Config says what node to be. Zero values mean the default that is named.
 type Config struct {
 	// NodeName is the name of the Node object.
@@ -102,6 +111,12 @@ type Config struct {
 	Port int32
 	// AllowedUnsafeSysctls are names, or prefixes ending in "*".
 	AllowedUnsafeSysctls []string
+	// MapPorts forwards ports of the machine to a sandbox that is connected, all that it is to have;
+	// Network.Detach undoes it. Idempotent. Nil: host ports are not forwarded.
+	MapPorts func(ctx context.Context, sandboxID string, addrs []netip.Addr, ports []PortMapping) error
+	// RuntimeHandlers are the names by which RuntimeClasses may ask for this node's runtime, "runc" and
+	// "coracle" if nil.
+	RuntimeHandlers []string
 	// Parallel bounds how many sandboxes and containers are made at once; twice the number
 	// of CPUs and at least 4 if zero. Pulls bounds image pulls, 4 if zero.
 	Parallel, Pulls int
@@ -146,6 +161,9 @@ func (c *Config) defaults() {
 	}
 	if c.Pulls == 0 {
 		c.Pulls = 4
+	}
+	if c.RuntimeHandlers == nil {
+		c.RuntimeHandlers = []string{"runc", "coracle"}
 	}
 	if c.Settle == 0 {
 		c.Settle = 50 * time.Millisecond

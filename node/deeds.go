@@ -146,6 +146,9 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt int
 		return container.SandboxStatus{}, nil, err
 	}
 	defer w.a.release()
+	if err := w.a.runtimeHandler(pod); err != nil {
+		return container.SandboxStatus{}, nil, err
+	}
 	cfg, err := sandboxConfig(pod, newID(), attempt, dns, w.a.cfg.ClusterDomain, w.a.cfg.LogDir, w.a.cfg.NodeName)
 	if err != nil {
 		return container.SandboxStatus{}, nil, err
@@ -155,12 +158,15 @@ func (w *worker) createSandbox(ctx context.Context, pod *corev1.Pod, attempt int
 		return st, nil, err
 	}
 	ips, err := w.connect(ctx, pod, st)
-	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), sandboxTimeout)
-		defer cancel()
-		return st, nil, errors.Join(err, w.a.cfg.Runtime.RemoveSandbox(undo, st.Config.ID))
+	if err == nil {
+		if err := w.a.classes.weigh(st.Cgroup, pod, w.a.counted()); err != nil {
+			w.log.Warn("weigh quality-of-service class", "err", err)
+		}
+		return st, ips, nil
 	}
-	return st, ips, nil
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), sandboxTimeout)
+	defer cancel()
+	return st, nil, errors.Join(err, w.a.cfg.Runtime.RemoveSandbox(undo, st.Config.ID))
 }
 
 // connect gives the sandbox its addresses and the pod its /etc/hosts.
@@ -176,6 +182,9 @@ func (w *worker) connect(ctx context.Context, pod *corev1.Pod, st container.Sand
 			return nil, fmt.Errorf("failed to setup network for sandbox %q: %w", st.Config.ID, err)
 		}
 		ips = addressStrings(addrs)
+		if err := w.a.mapPorts(ctx, pod, st.Config.ID, addrs); err != nil {
+			return nil, fmt.Errorf("failed to map host ports of sandbox %q: %w", st.Config.ID, errors.Join(err, w.a.cfg.Network.Detach(ctx, st.Config.ID, st.NetNS)))
+		}
 	}
 	return ips, w.writeHosts(pod, ips, host, domain)
 }

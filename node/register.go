@@ -16,8 +16,10 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/reconcile"
 )
 
@@ -282,9 +284,18 @@ func (a *Agent) conditionEvents(was, is *corev1.NodeStatus) {
 }
 
 func (a *Agent) eventNode(reason, message string) {
+	a.eventAbout(corev1.EventTypeNormal, reason, message)
+}
+
+func (a *Agent) eventNodeWarning(reason, message string) {
+	a.eventAbout(corev1.EventTypeWarning, reason, message)
+}
+
+// eventAbout records an event about the node. As upstream does, the node's name stands for its UID.
+func (a *Agent) eventAbout(kind, reason, message string) {
 	a.cfg.Events(reconcile.Event{
-		Regarding: corev1.ObjectReference{Kind: "Node", Name: a.cfg.NodeName, UID: "", APIVersion: "v1"},
-		Type:      corev1.EventTypeNormal, Reason: reason, Message: message,
+		Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: a.cfg.NodeName, UID: types.UID(a.cfg.NodeName)},
+		Type:      kind, Reason: reason, Message: message,
 	})
 }
 
@@ -341,6 +352,7 @@ func (a *Agent) heartbeat(ctx context.Context) {
 			lease.Reset(leaseEvery)
 		case <-a.renew:
 		}
+		a.collectImages(ctx)
 		force := a.cfg.Now().Sub(written) >= statusEvery
 		if err := a.writeStatus(ctx, force); err != nil {
 			if ctx.Err() == nil {
@@ -350,6 +362,40 @@ func (a *Agent) heartbeat(ctx context.Context) {
 			written = a.cfg.Now()
 		}
 	}
+}
+
+// When unused images are removed, as upstream does it.
+const (
+	imageHigh    = 85 // percent of the disk used
+	imageLow     = 80
+	imageMinAge  = 2 * time.Minute
+	imageEvery   = 5 * time.Minute
+	imageTimeout = 5 * time.Minute
+)
+
+// collectImages removes unused images, beside the caller, if the disk is full enough and it was not
+// done shortly before. It is called from one goroutine.
+func (a *Agent) collectImages(ctx context.Context) {
+	p, now := a.machine.squeeze(), a.cfg.Now()
+	if !p.measurable || 100*(1-p.disk) < imageHigh || now.Sub(a.collected) < imageEvery {
+		return
+	}
+	a.collected = now
+	a.ended.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, imageTimeout)
+		defer cancel()
+		res, err := a.cfg.Runtime.Images().GC(ctx, container.GCPolicy{HighPercent: imageHigh, LowPercent: imageLow, MinAge: imageMinAge, Now: now})
+		switch {
+		case err != nil && ctx.Err() == nil:
+			a.eventNodeWarning("ImageGCFailed", err.Error())
+		case res.Short > 0:
+			a.eventNodeWarning("FreeDiskSpaceFailed", fmt.Sprintf(
+				"Failed to garbage collect required amount of images. Attempted to free %d bytes, but only found %d bytes eligible to free.", res.Freed+res.Short, res.Freed))
+		}
+		if len(res.Removed) > 0 {
+			a.cfg.Log.Info("removed unused images", "count", len(res.Removed), "bytes", res.Freed)
+		}
+	})
 }
 
 // renewLease makes or renews the node's lease.

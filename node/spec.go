@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,10 +9,10 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/container/seccomp"
 	"coracle.dev/coracle/node/record"
 	"coracle.dev/coracle/volume"
 )
@@ -227,11 +226,11 @@ func (l *launch) seccomp(cfg *container.ContainerConfig, p *corev1.SeccompProfil
 		if err != nil {
 			return fmt.Errorf("cannot load seccomp profile %q: %v", file, err)
 		}
-		var profile specs.LinuxSeccomp
-		if err := json.Unmarshal(data, &profile); err != nil {
+		profile, err := seccomp.Parse(data, nil)
+		if err != nil {
 			return fmt.Errorf("decoding seccomp profile failed: %w", err)
 		}
-		cfg.Seccomp = container.Seccomp{Mode: container.SeccompCustom, Profile: &profile}
+		cfg.Seccomp = container.Seccomp{Mode: container.SeccompCustom, Profile: profile}
 	}
 	return nil
 }
