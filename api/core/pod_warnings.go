@@ -376,3 +376,10 @@ func (w *warner) affinityTerms(required []corev1.PodAffinityTerm, preferred []co
 		}
 	}
 }
+
+// cidr is ip for address blocks.
+func (w *warner) cidr(p *field.Path, cidr string) {
+	if len(content.IsValidCIDRForLegacyField(p, cidr, false, nil)) == 0 {
+		w.said = append(w.said, content.GetWarningsForCIDR(p, cidr)...)
+	}
+}
