@@ -25,6 +25,7 @@ import (
 	"coracle.dev/coracle/api/builtin"
 	"coracle.dev/coracle/apiserver"
 	"coracle.dev/coracle/apiserver/authn"
+	"coracle.dev/coracle/apiserver/openapi"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/dns"
 	"coracle.dev/coracle/internal/version"
@@ -161,6 +162,8 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		ServiceCIDRs: []netip.Prefix{c.serviceRange()},
 		Nodes:        c.nodes, Version: version.Info(),
+		OpenAPIV2:     openapi.V2(),
+		OpenAPIV3:     openapi.V3(),
 		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
 		GroupPriority: func(group string) int32 { return builtin.GroupPriority[group] },
 	})
