@@ -28,8 +28,8 @@ func claimName(pod *corev1.Pod, v *corev1.Volume) string {
 
 // claimSources lists the claims of a pod, and the volumes they are bound to, beside the sources
 // that it has already.
-func claimSources(s store.Snapshot, pod *corev1.Pod, wanted []wantedVolume) map[source]struct{} {
-	out := sourcesOf(pod, wanted)
+func claimSources(s store.Snapshot, pod *corev1.Pod, wanted []wantedVolume, node string) map[source]struct{} {
+	out := sourcesOf(pod, wanted, node)
 	for i := range wanted {
 		name := claimName(pod, &wanted[i].Volume)
 		if name == "" {

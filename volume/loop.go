@@ -3,9 +3,11 @@ package volume
 import (
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/client"
@@ -14,7 +16,7 @@ import (
 
 // watched are the resources whose changes volumes follow.
 var watched = []string{
-	"configmaps", "secrets", "pods", "serviceaccounts", trustBundles,
+	"configmaps", "secrets", "pods", "nodes", "serviceaccounts", trustBundles,
 	"persistentvolumeclaims", "persistentvolumes",
 }
 
@@ -90,6 +92,9 @@ func (m *Manager) concerned(events []store.Event) map[types.UID]struct{} {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i := range events {
+		if !matters(&events[i]) {
+			continue
+		}
 		key := events[i].Entry.Key
 		for uid := range m.users[key] {
 			out[uid] = struct{}{}
@@ -101,6 +106,24 @@ func (m *Manager) concerned(events []store.Event) map[types.UID]struct{} {
 		}
 	}
 	return out
+}
+
+// matters tells whether a change can show in a volume. Pods and nodes change all the time in
+// what no volume shows: conditions, addresses, heartbeats.
+func matters(ev *store.Event) bool {
+	if ev.Prev == nil || ev.Deleted {
+		return true
+	}
+	switch now := ev.Entry.Object.(type) {
+	case *corev1.Pod:
+		was := ev.Prev.Object.(*corev1.Pod)
+		return !maps.Equal(was.Labels, now.Labels) || !maps.Equal(was.Annotations, now.Annotations) ||
+			!equality.Semantic.DeepEqual(&was.Spec, &now.Spec)
+	case *corev1.Node:
+		was := ev.Prev.Object.(*corev1.Node)
+		return !equality.Semantic.DeepEqual(was.Status.Allocatable, now.Status.Allocatable)
+	}
+	return true
 }
 
 func (m *Manager) uids() []types.UID {

@@ -409,14 +409,18 @@ func podUser(pod *corev1.Pod) *int64 {
 type source = store.Key
 
 // sourcesOf lists the objects whose changes can change a pod's volumes.
-func sourcesOf(pod *corev1.Pod, wanted []wantedVolume) map[source]struct{} {
+func sourcesOf(pod *corev1.Pod, wanted []wantedVolume, node string) map[source]struct{} {
 	out := map[source]struct{}{}
 	add := func(resource, ns, name string) {
 		out[source{Resource: resource, Namespace: ns, Name: name}] = struct{}{}
 	}
 	downward := func(items []corev1.DownwardAPIVolumeFile) {
 		for _, item := range items {
-			if item.FieldRef != nil || item.ResourceFieldRef != nil {
+			// The other fields of metadata never change.
+			if item.ResourceFieldRef != nil {
+				add("pods", pod.Namespace, pod.Name)
+				add("nodes", "", node)
+			} else if f := item.FieldRef; f != nil && (strings.HasPrefix(f.FieldPath, "metadata.labels") || strings.HasPrefix(f.FieldPath, "metadata.annotations")) {
 				add("pods", pod.Namespace, pod.Name)
 			}
 		}

@@ -209,9 +209,9 @@ func (m *Manager) Prepare(ctx context.Context, pod *corev1.Pod) (map[string]Moun
 	}
 	p.pod = pod
 	// Sources first, the snapshot after: a change in between is then seen by Run.
-	m.follow(p, sourcesOf(pod, wanted))
+	m.follow(p, sourcesOf(pod, wanted, m.cfg.NodeName))
 	snap := m.cfg.Client.Snapshot()
-	m.follow(p, claimSources(snap, pod, wanted))
+	m.follow(p, claimSources(snap, pod, wanted, m.cfg.NodeName))
 
 	fail := &Error{}
 	mounts := make(map[string]Mount, len(wanted))

@@ -419,6 +419,37 @@ func TestLiveUpdates(t *testing.T) {
 	}
 }
 
+// TestChangesThatDoNotMatter: what no volume shows wakes nobody, the failing pod's own status above all.
+func TestChangesThatDoNotMatter(t *testing.T) {
+	pod := podWith(t, `[{name: d, downwardAPI: {items: [{path: l, fieldRef: {fieldPath: metadata.labels}}]}}]`)
+	ready, labelled, resized := pod.DeepCopy(), pod.DeepCopy(), pod.DeepCopy()
+	ready.Status.Phase = corev1.PodRunning
+	ready.ResourceVersion = "7"
+	labelled.Labels = map[string]string{"a": "b"}
+	decode(t, `{limits: {cpu: 1}}`, &resized.Spec.Containers[0].Resources)
+	node := &corev1.Node{ObjectMeta: meta("", "node-a")}
+	beat, grown := node.DeepCopy(), node.DeepCopy()
+	beat.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady}}
+	decode(t, `{cpu: 4}`, &grown.Status.Allocatable)
+	for _, c := range []struct {
+		name     string
+		was, now api.Object
+		want     bool
+	}{
+		{"pod status", pod, ready, false}, {"pod labels", pod, labelled, true}, {"pod resources", pod, resized, true},
+		{"node status", node, beat, false}, {"node allocatable", node, grown, true},
+	} {
+		ev := store.Event{Entry: &store.Entry{Key: keyOf(c.now), Object: c.now}, Prev: &store.Entry{Key: keyOf(c.was), Object: c.was}}
+		if got := matters(&ev); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	never := podWith(t, `[{name: d, downwardAPI: {items: [{path: ns, fieldRef: {fieldPath: metadata.namespace}}]}}]`)
+	if got := sourcesOf(never, wantedVolumes(never), "node-a"); len(got) != 0 {
+		t.Errorf("what never changes is followed: %v", got)
+	}
+}
+
 func TestSecretsStayInMemory(t *testing.T) {
 	r := newRig(t, &corev1.Secret{ObjectMeta: meta("default", "sec"), Data: map[string][]byte{"s": []byte("1")}})
 	pod := podWith(t, `[{name: s, secret: {secretName: sec}}, {name: p, projected: {sources: [{serviceAccountToken: {path: t}}]}}, {name: d, downwardAPI: {items: []}}]`)

@@ -62,6 +62,9 @@ type Server struct {
 	// files wakes those who follow logs.
 	files notify.Watcher
 	conns connections
+	// life ends with Close.
+	life context.Context
+	end  context.CancelFunc
 	// quiet is what the stream libraries log to.
 	quiet logr.Logger
 	cpu   cpuMemory
@@ -84,6 +87,7 @@ func Handler(cfg Config) *Server {
 		cfg.Node = func() (NodeUsage, error) { return readNode(cfg.RootDir, cfg.ImageDir) }
 	}
 	s := &Server{cfg: cfg, mux: http.NewServeMux(), quiet: logr.FromSlogHandler(quietHandler{cfg.Log.Handler()})}
+	s.life, s.end = context.WithCancel(context.Background())
 	s.mux.HandleFunc("GET /healthz", s.healthz)
 	s.mux.HandleFunc("GET /healthz/{check}", s.healthz)
 	s.mux.HandleFunc("GET /pods", s.pods)
@@ -111,12 +115,16 @@ func Handler(cfg Config) *Server {
 // ServeHTTP answers one request. The path is the kubelet's own ("/exec/default/web/app"). The writer must
 // be able to be hijacked where a connection is upgraded.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r = r.WithContext(klog.NewContext(r.Context(), s.quiet))
+	ctx, cancel := context.WithCancel(klog.NewContext(r.Context(), s.quiet))
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	r = r.WithContext(ctx)
 	s.mux.ServeHTTP(w, r)
 }
 
-// Close ends all upgraded connections, and refuses new ones.
+// Close ends all upgraded connections and the commands behind them, and refuses new ones.
 func (s *Server) Close() error {
+	s.end()
 	s.conns.close()
 	return nil
 }
