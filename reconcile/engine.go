@@ -25,6 +25,7 @@ type Engine struct {
 	now      func() time.Time
 	recorder *Recorder
 	strict   bool
+	ordered  bool
 
 	runners []*runner            // fixed when Run starts
 	byName  map[string]*runner   // fixed when Run starts
@@ -83,6 +84,13 @@ func NewEngine(c client.Client, log *slog.Logger, now func() time.Time) *Engine 
 // program instead of being reported as the loop's errors. Tests set it.
 func (e *Engine) Strict() *Engine {
 	e.strict = true
+	return e
+}
+
+// Ordered makes the writes of each plan happen one after the other, so that names that are given
+// out in order come out the same in each run. Tests set it.
+func (e *Engine) Ordered() *Engine {
+	e.ordered = true
 	return e
 }
 

@@ -67,7 +67,7 @@ func (r *runner) carryOut(ctx context.Context, key Key, plan Plan) error {
 			return err
 		}
 	}
-	if plan.Parallel && len(plan.Writes) > 1 {
+	if plan.Parallel && len(plan.Writes) > 1 && !r.engine.ordered {
 		if err := r.writeParallel(ctx, plan.Writes); err != nil {
 			return err
 		}

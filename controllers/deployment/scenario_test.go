@@ -9,8 +9,8 @@ import (
 	"coracle.dev/coracle/reconcile/reconciletest"
 )
 
-func loops(*reconciletest.Cluster) []reconcile.Loop {
-	return []reconcile.Loop{deployment.Loop(), replicaset.Loop(), reconciletest.Kubelet()}
+func loops(c *reconciletest.Cluster) []reconcile.Loop {
+	return []reconcile.Loop{deployment.Loop(), replicaset.Loop(), reconciletest.Kubelet(c)}
 }
 
 func TestScenarios(t *testing.T) {

@@ -168,7 +168,7 @@ func TestAKindDeclaredLater(t *testing.T) {
 		}
 		h.Create("customresourcedefinitions.apiextensions.k8s.io", &apiextensionsv1.CustomResourceDefinition{
 			ObjectMeta: metav1.ObjectMeta{Name: "widgets.example.com"},
-			Spec: apiextensionsv1.CustomResourceDefinitionSpec{Group: "example.com", Names: apiextensionsv1.CustomResourceDefinitionNames{Kind: "Widget", Plural: "widgets"}}})
+			Spec:       apiextensionsv1.CustomResourceDefinitionSpec{Group: "example.com", Names: apiextensionsv1.CustomResourceDefinitionNames{Kind: "Widget", Plural: "widgets"}}})
 		h.Settle()
 		if c.Snapshot().Count("configmaps", "") != 0 {
 			t.Error("the owner is known to be absent now, and its dependent is still there")

@@ -10,6 +10,6 @@ import (
 
 func TestScenarios(t *testing.T) {
 	reconciletest.Scenarios(t, "testdata/*.txtar", func(c *reconciletest.Cluster) []reconcile.Loop {
-		return []reconcile.Loop{namespace.Loop(c.Registry), reconciletest.Kubelet()}
+		return []reconcile.Loop{namespace.Loop(c.Registry), reconciletest.Kubelet(c)}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -70,6 +71,12 @@ func storeOptions(reg *api.Registry, window int) store.Options {
 			}
 			if all["node"] == nil && resource == client.Pods.Name {
 				all["node"] = func(obj any) []string { return []string{obj.(*corev1.Pod).Spec.NodeName} }
+			}
+			if all["service"] == nil && resource == client.EndpointSlices.Name {
+				all["service"] = func(obj any) []string {
+					es := obj.(*discoveryv1.EndpointSlice)
+					return []string{es.Namespace + "/" + es.Labels[discoveryv1.LabelServiceName]}
+				}
 			}
 			return all
 		},
@@ -334,12 +341,12 @@ func mark(kind *api.Kind, obj api.Object, opts client.DeleteOptions) {
 		ns.Status.Phase = corev1.NamespaceTerminating
 	}
 	at := metav1.NewTime(time.Now().Add(time.Duration(grace) * time.Second)).Rfc3339Copy()
-	if had := obj.GetDeletionTimestamp(); had == nil || at.Before(had) {
+	if had := obj.GetDeletionTimestamp(); had == nil || at.Before(had) || grace == 0 && *obj.GetDeletionGracePeriodSeconds() > 0 {
 		obj.SetDeletionTimestamp(&at)
 		obj.SetDeletionGracePeriodSeconds(&grace)
-	}
-	if obj.GetGeneration() > 0 && len(obj.GetFinalizers()) > 0 {
-		obj.SetGeneration(obj.GetGeneration() + 1)
+		if obj.GetGeneration() > 0 {
+			obj.SetGeneration(obj.GetGeneration() + 1)
+		}
 	}
 }
 
@@ -359,10 +366,17 @@ func podGrace(pod *corev1.Pod, requested *int64) int64 {
 
 // Bind implements client.Writer.
 func (c *Cluster) Bind(ctx context.Context, namespace, name string, uid types.UID, node string) error {
-	_, err := client.Mutate(ctx, c, client.Pods, namespace, name, "", func(pod *corev1.Pod) bool {
-		pod.Spec.NodeName = node
-		return true
-	})
+	kind := c.Registry.ByName(client.Pods.Name)
+	entry := c.Snapshot().Get(store.Key{Resource: client.Pods.Name, Namespace: namespace, Name: name})
+	if entry == nil {
+		return apierrors.NewNotFound(kind.GroupResource(), name)
+	}
+	pod := entry.Object.(*corev1.Pod).DeepCopy()
+	if pod.UID != uid || pod.Spec.NodeName != "" || pod.DeletionTimestamp != nil {
+		return conflict(kind, name)
+	}
+	pod.Spec.NodeName = node
+	_, err := c.commit(ctx, client.Ref{Resource: client.Pods.Name, Namespace: namespace, Name: name}, store.Op{Object: pod, Expect: entry.Revision})
 	return err
 }
 

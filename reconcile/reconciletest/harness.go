@@ -20,9 +20,10 @@ import (
 // Harness is a cluster with loops running on it, inside a synctest bubble.
 type Harness struct {
 	*Cluster
-	T      testing.TB
-	Engine *reconcile.Engine
-	stop   func()
+	T       testing.TB
+	Engine  *reconcile.Engine
+	ordered bool
+	stop    func()
 }
 
 // Run calls f in a synctest bubble with a new cluster on which the loops run, and
@@ -39,7 +40,12 @@ func Run(t *testing.T, f func(h *Harness), loops ...reconcile.Loop) {
 // New starts loops on a cluster. The caller is in a synctest bubble and calls Stop.
 func New(t testing.TB, c *Cluster, loops ...reconcile.Loop) *Harness {
 	t.Helper()
-	h := &Harness{Cluster: c, T: t}
+	return newHarness(t, c, false, loops)
+}
+
+func newHarness(t testing.TB, c *Cluster, ordered bool, loops []reconcile.Loop) *Harness {
+	t.Helper()
+	h := &Harness{Cluster: c, T: t, ordered: ordered}
 	for _, name := range []string{"default", "kube-system"} {
 		if _, ok := client.Namespaces.Get(c.Snapshot(), "", name); !ok {
 			h.Create("namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}})
@@ -52,6 +58,9 @@ func New(t testing.TB, c *Cluster, loops ...reconcile.Loop) *Harness {
 // Start starts an engine with the given loops; after Stop, again.
 func (h *Harness) Start(loops ...reconcile.Loop) {
 	h.Engine = reconcile.NewEngine(h.Cluster, slog.New(slog.NewTextHandler(testWriter{h.T}, nil)), nil).Strict()
+	if h.ordered {
+		h.Engine.Ordered()
+	}
 	h.Engine.Add(loops...)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)

@@ -20,12 +20,16 @@ import (
 // they have one), reports them as running and ready at once, and ends pods that are being deleted.
 // A pod with the annotation "test/stuck" stays as it was made; "test/not-ready" runs and is not
 // ready; "test/phase" ends with that phase. With the annotation "test/lingers" a deleted pod does not go away.
-func Kubelet() reconcile.Loop {
+func Kubelet(c *Cluster) reconcile.Loop {
 	return reconcile.Loop{
 		Name:    "test-kubelet",
 		Inputs:  []reconcile.Input{{Resource: client.Pods.Name}},
-		Outputs: []reconcile.Output{{Resource: client.Pods.Name, Verbs: []reconcile.Verb{reconcile.Update, reconcile.Delete}}, {Resource: client.Pods.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}}},
+		Outputs: []reconcile.Output{{Resource: client.Pods.Name, Verbs: []reconcile.Verb{reconcile.Delete}}, {Resource: client.Pods.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}}},
 		Plan:    planKubelet,
+		Apply: func(ctx context.Context, _ reconcile.Key, pod any) error {
+			p := pod.(*corev1.Pod)
+			return c.Bind(ctx, p.Namespace, p.Name, p.UID, "node-1")
+		},
 	}
 }
 
@@ -46,9 +50,7 @@ func planKubelet(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.
 		return reconcile.Plan{}, nil
 	}
 	if pod.Spec.NodeName == "" {
-		pod = pod.DeepCopy()
-		pod.Spec.NodeName = "node-1"
-		return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Update, Resource: client.Pods.Name, Object: pod}}}, nil
+		return reconcile.Plan{Effect: pod}, nil
 	}
 	if pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
 		return reconcile.Plan{}, nil

@@ -74,7 +74,7 @@ func runScenario(t *testing.T, file string, loops func(c *Cluster) []reconcile.L
 	synctest.Test(t, func(t *testing.T) {
 		c := NewCluster(0)
 		s := &scenario{archive: archive, loops: loops, seen: map[string]bool{}}
-		s.Harness = New(t, c, loops(c)...)
+		s.Harness = newHarness(t, c, true, loops(c))
 		defer func() { s.Stop() }()
 		for n, line := range strings.Split(string(archive.Comment), "\n") {
 			words := strings.Fields(line)
