@@ -31,9 +31,15 @@ import (
 // Kinds returns new descriptors of every built-in kind: what upstream v1.37
 // serves by default, in stable versions.
 func Kinds() []*api.Kind {
-	var all []*api.Kind
+	all := core.Kinds()
+	for _, k := range all {
+		if k.Resource == "events" {
+			all = append(all, events.Kinds(k)...)
+			break
+		}
+	}
 	for _, kinds := range []func() []*api.Kind{
-		core.Kinds, apps.Kinds, events.Kinds, authentication.Kinds, authorization.Kinds, autoscaling.Kinds,
+		apps.Kinds, authentication.Kinds, authorization.Kinds, autoscaling.Kinds,
 		batch.Kinds, certificates.Kinds, networking.Kinds, policy.Kinds, rbac.Kinds, storage.Kinds,
 		admissionregistration.Kinds, apiextensions.Kinds, scheduling.Kinds, coordination.Kinds,
 		node.Kinds, discovery.Kinds, flowcontrol.Kinds, resource.Kinds, storagemigration.Kinds,
