@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -134,17 +136,7 @@ func (w *Writer) write() error {
 
 // rotate moves the present file to one named by the time and drops the oldest ones.
 func (w *Writer) rotate() error {
-	to := w.path + "." + w.now().UTC().Format(rotatedFormat)
-	for i := 0; ; i++ {
-		name := to
-		if i > 0 {
-			name = fmt.Sprintf("%s.%d", to, i)
-		}
-		if _, err := os.Lstat(name); errors.Is(err, os.ErrNotExist) {
-			to = name
-			break
-		}
-	}
+	to := w.nextRotated()
 	if err := os.Rename(w.path, to); err != nil {
 		return fmt.Errorf("logfile: %w", err)
 	}
@@ -165,30 +157,55 @@ func (w *Writer) rotate() error {
 	return nil
 }
 
+// nextRotated is a name behind all that there are, also if several files are moved in one second or the
+// clock was put back.
+func (w *Writer) nextRotated() string {
+	stamp, seq := w.now().UTC().Format(rotatedFormat), 0
+	if old := listRotated(w.path); len(old) > 0 {
+		if last := old[len(old)-1]; last.stamp >= stamp {
+			stamp, seq = last.stamp, last.seq+1
+		}
+	}
+	if seq == 0 {
+		return w.path + "." + stamp
+	}
+	return fmt.Sprintf("%s.%s.%d", w.path, stamp, seq)
+}
+
 // Rotated lists the moved files of a log, the oldest first.
 func Rotated(path string) []string {
+	var out []string
+	for _, f := range listRotated(path) {
+		out = append(out, f.path)
+	}
+	return out
+}
+
+// rotated is one moved file.
+type rotated struct {
+	path  string
+	stamp string
+	seq   int
+}
+
+func listRotated(path string) []rotated {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	if err != nil {
 		return nil
 	}
-	type rotated struct {
-		path  string
-		stamp string
-		seq   int
-	}
 	var found []rotated
 	prefix := filepath.Base(path) + "."
 	for _, e := range entries {
-		rest, ok := bytes.CutPrefix([]byte(e.Name()), []byte(prefix))
+		rest, ok := strings.CutPrefix(e.Name(), prefix)
 		if !ok || len(rest) < len(rotatedFormat) {
 			continue
 		}
-		stamp, seq := string(rest[:len(rotatedFormat)]), 0
+		stamp, seq := rest[:len(rotatedFormat)], 0
 		if _, err := time.Parse(rotatedFormat, stamp); err != nil {
 			continue
 		}
-		if tail := string(rest[len(rotatedFormat):]); tail != "" {
-			if _, err := fmt.Sscanf(tail, ".%d", &seq); err != nil {
+		if tail := rest[len(rotatedFormat):]; tail != "" {
+			if seq, err = strconv.Atoi(strings.TrimPrefix(tail, ".")); err != nil || tail[0] != '.' {
 				continue
 			}
 		}
@@ -200,11 +217,7 @@ func Rotated(path string) []string {
 		}
 		return found[i].seq < found[j].seq
 	})
-	out := make([]string, len(found))
-	for i, f := range found {
-		out[i] = f.path
-	}
-	return out
+	return found
 }
 
 // Stream returns a writer that cuts what is written into lines of one stream. Text

@@ -129,11 +129,17 @@ func Do(fn func() error, paths ...string) error {
 	})
 }
 
-// onThread runs fn on a thread of its own, which is never used again.
+// onThread runs fn on a thread of its own, which is never used again. That cannot be the
+// process's first thread: it never ends, and stands for the process in /proc.
 func onThread(fn func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			done <- onThread(fn) // on another one, as this goroutine holds the first
+			runtime.UnlockOSThread()
+			return
+		}
 		defer func() {
 			if p := recover(); p != nil {
 				done <- fmt.Errorf("namespace: panic: %v", p)
