@@ -103,12 +103,19 @@ func endpointsWarnings(e *corev1.Endpoints) []string {
 	return w.said
 }
 
-// packEndpoints brings good subsets to the one form that upstream stores: those with the same
-// ports are one, an address is ready or not once, and everything is sorted.
+// packEndpoints brings good subsets to the form that is stored. Bad ones stay, so that the
+// refusal speaks of what the client wrote.
 func packEndpoints(e *corev1.Endpoints) {
-	if len(e.Subsets) == 0 || len(ValidateEndpoints(e)) > 0 {
-		return // the refusal should speak of what the client wrote
+	if len(e.Subsets) > 0 && len(ValidateEndpoints(e)) == 0 {
+		e.Subsets = PackSubsets(e.Subsets)
 	}
+}
+
+// PackSubsets brings subsets to the one form in which the server stores them: ports with the
+// same addresses share a subset, an address is ready or not once for a port, and everything
+// is sorted. A controller that packs what it wants can compare it to what is stored. The
+// result shares memory with the argument; PackSubsets(PackSubsets(s)) equals PackSubsets(s).
+func PackSubsets(subsets []corev1.EndpointSubset) []corev1.EndpointSubset {
 	type addressKey struct{ ip, uid string }
 	// For every port: the addresses that have it, ready or not.
 	byPort := map[corev1.EndpointPort]map[addressKey]bool{}
@@ -134,7 +141,7 @@ func packEndpoints(e *corev1.Endpoints) {
 		was, seen := byPort[port][k]
 		byPort[port][k] = ready && (was || !seen)
 	}
-	for _, s := range e.Subsets {
+	for _, s := range subsets {
 		list := s.Ports
 		if len(list) == 0 {
 			list = []corev1.EndpointPort{{Port: -1}}
@@ -177,7 +184,7 @@ func packEndpoints(e *corev1.Endpoints) {
 			s.Ports = append(s.Ports, port)
 		}
 	}
-	e.Subsets = sortedSubsets(bySet)
+	return sortedSubsets(bySet)
 }
 
 // portKey tells ports apart by what they say, not by where appProtocol lies.

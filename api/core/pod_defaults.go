@@ -18,8 +18,10 @@ func DefaultPodTemplate(t *corev1.PodTemplateSpec) {
 
 // DefaultPodSpec fills what a pod spec left out, except for the defaults that
 // only pods have and templates do not (requests from limits, pod-level resources: see
-// defaultPod). It is idempotent and shares no memory between objects.
+// defaultPod), and takes out the fields of alpha features. It is idempotent and shares no
+// memory between objects.
 func DefaultPodSpec(s *corev1.PodSpec) {
+	dropGated(s)
 	if s.DNSPolicy == "" {
 		s.DNSPolicy = corev1.DNSClusterFirst
 	}

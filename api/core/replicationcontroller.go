@@ -1,13 +1,13 @@
 package core
 
 import (
+	"strconv"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
-
-	"strconv"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/validate"
