@@ -17,7 +17,8 @@ type encoding struct {
 
 // Encoding returns this version in the given form, which make produces at
 // first demand. Two callers at once may both make it; one result is kept. The
-// bytes are shared and must not be changed.
+// bytes are shared and must not be changed. They are kept until DropEncodings, which the
+// embedded stores call when a few hundred changes of the same resource have come after.
 func (e *Entry) Encoding(media string, make func() ([]byte, error)) ([]byte, error) {
 	for {
 		head := e.encodings.list.Load()

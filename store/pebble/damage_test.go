@@ -66,6 +66,59 @@ func TestPowerLoss(t *testing.T) {
 	t.Logf("%d durable transactions", tally.Steps())
 }
 
+// TestRelaxed loses relaxed transactions to a power loss: their revisions are not used
+// again, and what was durable before them is there.
+func TestRelaxed(t *testing.T) {
+	for _, relaxed := range []int{50, 3*ceilingAhead + 1} {
+		fs := vfs.NewCrashableMem()
+		s, err := open("d", fs, crash.Options(), quiet())
+		if err != nil {
+			t.Fatal(err)
+		}
+		commit := func(name string, relaxed bool) store.Revision {
+			t.Helper()
+			rev, _, err := s.Commit(t.Context(), store.Txn{Relaxed: relaxed, Ops: []store.Op{{
+				Key: store.Key{Resource: "a", Name: name}, Object: &crash.Object{}, Expect: store.ExpectAny}}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return rev
+		}
+		commit("durable", false)
+		var last store.Revision
+		for i := range relaxed {
+			last = commit(fmt.Sprint(i), true)
+		}
+		if seen := s.Snapshot().Revision(); seen != last {
+			t.Errorf("revision %d is not visible", last)
+		}
+		after := fs.CrashClone(vfs.CrashCloneCfg{})
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		s, err = open("d", after, crash.Options(), quiet())
+		if err != nil {
+			t.Fatal(err)
+		}
+		snapshot := s.Snapshot()
+		if snapshot.Revision() < last {
+			t.Errorf("after %d relaxed transactions: revision %d, %d was seen", relaxed, snapshot.Revision(), last)
+		}
+		if snapshot.Get(store.Key{Resource: "a", Name: "durable"}) == nil {
+			t.Error("a durable object is lost")
+		}
+		if n := snapshot.Count("a", ""); n > relaxed {
+			t.Errorf("%d objects: nothing was lost, the test shows nothing", n)
+		}
+		if _, err := s.Cursor(last - 1); !errors.Is(err, store.ErrCompacted) {
+			t.Errorf("a cursor into the lost history: %v", err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // written makes a store with a history and returns its files, as they are after it was
 // closed in order or as a crash leaves them, and what was acknowledged.
 func written(t *testing.T, clean bool) (map[string][]byte, *crash.Tally) {

@@ -237,17 +237,18 @@ func (d *directory) lockError(err error) error {
 // options are Pebble's. The database is written far more than it is read, small
 // beside the memory that the objects take anyway, and mostly idle.
 func (d *directory) options(events *pebble.EventListener, log pebble.Logger) *pebble.Options {
-	return &pebble.Options{
+	o := &pebble.Options{
 		FS:                 d.fs,
 		Lock:               d.lock,
 		FormatMajorVersion: pebbleFormat,
 		// Everything is read once, at the start, and not again.
 		CacheSize:    1 << 20,
 		MaxOpenFiles: 128,
-		MemTableSize: 4 << 20,
-		// Two log files at most are kept for reuse; flushes are small.
+		// Two of these are held. What is flushed is small, and is joined with
+		// the rest only now and then.
+		MemTableSize:                2 << 20,
 		MemTableStopWritesThreshold: 4,
-		L0CompactionThreshold:       2,
+		L0CompactionThreshold:       4,
 		L0StopWritesThreshold:       24,
 		LBaseMaxBytes:               64 << 20,
 		CompactionConcurrencyRange:  func() (int, int) { return 1, 1 },
@@ -255,4 +256,6 @@ func (d *directory) options(events *pebble.EventListener, log pebble.Logger) *pe
 		EventListener:               events,
 		Logger:                      log,
 	}
+	o.Experimental.CompactionScheduler = newScheduler()
+	return o
 }

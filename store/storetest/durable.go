@@ -1,8 +1,12 @@
 package storetest
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"coracle.dev/coracle/store"
@@ -17,6 +21,7 @@ type Place interface {
 func Durable(t *testing.T, place func(t testing.TB) Place) {
 	t.Run("Reopen", func(t *testing.T) { reopen(t, place(t)) })
 	t.Run("ReopenModel", func(t *testing.T) { reopenModel(t, place(t)) })
+	t.Run("CloseUnderLoad", func(t *testing.T) { closeUnderLoad(t, place(t)) })
 	t.Run("ReopenEmpty", func(t *testing.T) {
 		p := place(t)
 		for range 3 {
@@ -56,6 +61,53 @@ func reopen(t *testing.T, p Place) {
 	h.commit(put("a/ns/x", "5", 2), put("new/n", "6", 0))
 	h.equal("events", h.poll(c), "[~ a/ns/x 4 + new/n 4]")
 	h.equal("snapshot at the load", h.text(must(h.s.SnapshotAt(3))(h), "a/ns/x"), "4")
+	h.close()
+}
+
+// closeUnderLoad closes a store while others commit: each commit is done and found again,
+// or refused and without effect.
+func closeUnderLoad(t *testing.T, p Place) {
+	h := &harness{t, p.Open(t, Options()), Options()}
+	const writers = 8
+	var wg sync.WaitGroup
+	var done [writers]atomic.Int64
+	under := make(chan struct{}, writers)
+	for w := range writers {
+		wg.Go(func() {
+			for i := 1; ; i++ {
+				_, _, err := h.s.Commit(context.Background(), store.Txn{Relaxed: w%2 == 0, Ops: []store.Op{
+					put(fmt.Sprintf("a/%d-%d", w, i), "", 0), put(fmt.Sprintf("b/%d-%d", w, i), "", 0)}})
+				if errors.Is(err, store.ErrClosed) {
+					return
+				}
+				if err != nil {
+					t.Errorf("commit while closing: %v", err)
+					return
+				}
+				if done[w].Store(int64(i)); i == 5 {
+					under <- struct{}{}
+				}
+			}
+		})
+	}
+	for range writers {
+		<-under
+	}
+	h.close()
+	wg.Wait()
+	rev := h.s.Snapshot().Revision()
+	h.s = p.Open(t, Options())
+	s := h.s.Snapshot()
+	h.equal("revision", s.Revision(), rev)
+	for w := range writers {
+		n := int(done[w].Load())
+		for i := 1; i <= n+1; i++ {
+			a, b := s.Get(key(fmt.Sprintf("a/%d-%d", w, i))), s.Get(key(fmt.Sprintf("b/%d-%d", w, i)))
+			if (a != nil) != (i <= n) || (b != nil) != (i <= n) {
+				t.Errorf("writer %d: of %d steps, %d: %v %v", w, n, i, a, b)
+			}
+		}
+	}
 	h.close()
 }
 

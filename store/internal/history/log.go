@@ -3,6 +3,7 @@ package history
 import (
 	"sort"
 
+	"coracle.dev/coracle/internal/invariant"
 	"coracle.dev/coracle/store"
 )
 
@@ -18,6 +19,10 @@ type record struct {
 	order   uint32
 	deleted bool
 }
+
+// keepEncoded is for how many of the newest events of a resource the encodings are kept.
+// Watchers that keep up find them made; what was read long ago does not hold memory.
+const keepEncoded = 256
 
 type segment [segmentSize]record
 
@@ -49,8 +54,18 @@ func (l *log) append(r record, window int) {
 	}
 	l.next++
 	*l.at(l.next - 1) = r
+	if old := l.next - 1 - keepEncoded; old >= l.first && !invariant.Enabled { // seals are kept there too
+		l.at(old).dropEncodings()
+	}
 	if over := l.next - l.first - int64(window); over > 0 {
 		l.drop(l.first + over)
+	}
+}
+
+func (r *record) dropEncodings() {
+	r.entry.DropEncodings()
+	if r.prev != nil {
+		r.prev.DropEncodings()
 	}
 }
 
