@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,9 +124,9 @@ func TestInitContainersAndSidecars(t *testing.T) {
 		side2 := containerOf("side2: run")
 		side2.RestartPolicy = ptr(corev1.ContainerRestartPolicyAlways)
 		p.Spec.InitContainers = []corev1.Container{containerOf("one: exit 0 2s"), side, containerOf("two: exit 0 2s"), side2}
-		up := false
+		var up atomic.Bool
 		r.rt.exec = func(string, []string) (int, string) {
-			if up {
+			if up.Load() {
 				return 0, ""
 			}
 			return 1, "not yet"
@@ -139,7 +140,7 @@ func TestInitContainersAndSidecars(t *testing.T) {
 		r.advance(2 * time.Second)
 		r.want("web", "Pending one=Completed/0+ side=running two=PodInitializing side2=PodInitializing main=PodInitializing")
 		r.advance(4 * time.Second)
-		up = true
+		up.Store(true)
 		r.advance(5500 * time.Millisecond)
 		r.want("web", "Pending one=Completed/0+ side=running+ two=running side2=PodInitializing main=PodInitializing")
 		r.advance(3 * time.Second)
@@ -351,10 +352,12 @@ func TestImagePullBackOff(t *testing.T) {
 			"Failed: Error: ImagePullBackOff",
 		)
 		r.advance(10 * time.Second)
+		r.rt.images.mu.Lock()
 		if n := len(r.rt.images.pulls); n != 2 {
 			t.Errorf("%d pulls", n)
 		}
 		r.rt.images.pull = nil
+		r.rt.images.mu.Unlock()
 		r.advance(21 * time.Second)
 		r.want("web", "Running a=running+")
 	})
@@ -460,9 +463,9 @@ func TestProbes(t *testing.T) {
 		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: execProbe("ready"), PeriodSeconds: 10, FailureThreshold: 3, SuccessThreshold: 1, TimeoutSeconds: 1}
 		p.Spec.Containers[0].LivenessProbe = &corev1.Probe{ProbeHandler: execProbe("live"), PeriodSeconds: 10, FailureThreshold: 2, SuccessThreshold: 1, TimeoutSeconds: 1,
 			TerminationGracePeriodSeconds: ptr(int64(7))}
-		ready, live := false, true
+		var ready, dead atomic.Bool
 		r.rt.exec = func(_ string, args []string) (int, string) {
-			if args[0] == "ready" && !ready || args[0] == "live" && !live {
+			if args[0] == "ready" && !ready.Load() || args[0] == "live" && dead.Load() {
 				return 1, "sorry"
 			}
 			return 0, ""
@@ -473,17 +476,18 @@ func TestProbes(t *testing.T) {
 		if got := cond(r.get("web"), corev1.PodReady); got != "False ContainersNotReady containers with unready status: [a]" {
 			t.Error(got)
 		}
-		ready = true
+		ready.Store(true)
 		r.advance(time.Second) // it is asked more often until it is ready
 		r.want("web", "Running a=running+")
-		ready = false
+		ready.Store(false)
 		r.takeEvents()
 		r.advance(25 * time.Second) // two failures: not yet
 		r.want("web", "Running a=running+")
 		r.advance(10 * time.Second)
 		r.want("web", "Running a=running")
 		r.wantEvents("Unhealthy: Readiness probe failed: sorry", "Unhealthy: Readiness probe failed: sorry", "Unhealthy: Readiness probe failed: sorry")
-		ready, live = true, false
+		ready.Store(true)
+		dead.Store(true)
 		r.rt.took()
 		r.advance(25 * time.Second)
 		r.want("web", "Running a=running(last Error/143)x1+")
