@@ -7,7 +7,10 @@
 
 GO       ?= go
 VERSION  ?= v0.1.0-dev
-LDFLAGS  := -s -w -X coracle.dev/coracle/internal/version.Coracle=$(VERSION)
+K8S      := v1.37.2
+LDFLAGS  := -s -w -X coracle.dev/coracle/internal/version.Coracle=$(VERSION) \
+	-X k8s.io/component-base/version.gitVersion=$(K8S) -X k8s.io/component-base/version.gitMajor=1 \
+	-X k8s.io/component-base/version.gitMinor=37 -X k8s.io/client-go/pkg/version.gitVersion=$(K8S)
 SHIM_SRC := $(shell find cmd/coracle-shim linux container -name '*.go' -not -name '*_test.go' 2>/dev/null)
 
 .PHONY: build shim check test test-race test-scripts bench crash clean generate

@@ -2,12 +2,18 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 
 	"coracle.dev/coracle/controllers/bootstrap"
 	"coracle.dev/coracle/controllers/deployment"
+	"coracle.dev/coracle/controllers/endpoints"
+	"coracle.dev/coracle/controllers/endpointslice"
 	"coracle.dev/coracle/controllers/garbage"
 	"coracle.dev/coracle/controllers/namespace"
+	"coracle.dev/coracle/controllers/nodeipam"
+	"coracle.dev/coracle/controllers/nodelifecycle"
+	"coracle.dev/coracle/controllers/podgc"
 	"coracle.dev/coracle/controllers/replicaset"
 	"coracle.dev/coracle/controllers/rootca"
 	"coracle.dev/coracle/controllers/serviceaccount"
@@ -16,8 +22,14 @@ import (
 	"coracle.dev/coracle/network/service"
 )
 
+// Defaults of upstream's controller manager.
+const (
+	nodeBits       = 24    // --node-cidr-mask-size
+	terminatedPods = 12500 // --terminated-pod-gc-threshold
+)
+
 // startControllers gives the engine its loops and runs it.
-func (c *Cluster) startControllers(context.Context) (func(context.Context) error, string, error) {
+func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) error, string, error) {
 	host, err := link.HostAddr()
 	if err != nil {
 		return nil, "", err
@@ -34,7 +46,12 @@ func (c *Cluster) startControllers(context.Context) (func(context.Context) error
 		deployment.Loop(),
 		replicaset.Loop(),
 		garbage.Loop(c.registry),
+		endpointslice.Loop(),
+		endpoints.Loop(),
+		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
+		podgc.Loop(terminatedPods),
 	)
+	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)
 	if c.cfg.Nodes.Real {
 		balancer, err := nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})
 		if err != nil {
@@ -42,5 +59,10 @@ func (c *Cluster) startControllers(context.Context) (func(context.Context) error
 		}
 		c.engine.Add(service.Loop(balancer, c.serviceIP(dnsIndex)))
 	}
-	return c.run("controllers", c.engine.Run), "", nil
+	stop := c.run("controllers", c.engine.Run)
+	// What every cluster has is there before anything else starts that may need it.
+	if _, err := c.engine.Settle(ctx); err != nil {
+		return nil, "", errors.Join(err, stop(context.WithoutCancel(ctx)))
+	}
+	return stop, "", nil
 }

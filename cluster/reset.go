@@ -5,9 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"coracle.dev/coracle/volume"
 )
 
 // StopContainers ends the containers that a crashed instance left on a data directory, and removes
@@ -36,6 +41,13 @@ func StopContainers(ctx context.Context, dataDir string) (int, error) {
 	return count, errors.Join(err, removeNetwork(id))
 }
 
+// removeVolumes unmounts and removes what the pods' volumes left on a data directory.
+func removeVolumes(ctx context.Context, dataDir string) error {
+	volumes := volume.New(volume.Config{Root: filepath.Join(dataDir, "pods"), Log: slog.New(slog.DiscardHandler)})
+	_, err := volumes.Orphans(ctx, func(types.UID) bool { return false })
+	return err
+}
+
 // Reset removes everything that an instance made: containers, mounts, links, rules, cgroups, its entry
 // in the kubeconfig, and the data directory. No process may run on it. kubeconfig names the
 // file if it is not the one that Start merged into.
@@ -53,6 +65,9 @@ func Reset(ctx context.Context, dataDir, kubeconfig string) error {
 	id, err := readIdentity(dataDir)
 	if err == nil {
 		if _, err := StopContainers(ctx, dataDir); err != nil {
+			return err
+		}
+		if err := removeVolumes(ctx, dataDir); err != nil {
 			return err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged) {

@@ -451,10 +451,15 @@ func (a *Agent) Halt(ctx context.Context, grace time.Duration) error {
 	var wait sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
-	for _, f := range inventory(a.cfg.Runtime, a.cfg.NodeName) {
+	graces := a.graces()
+	for uid, f := range inventory(a.cfg.Runtime, a.cfg.NodeName) {
+		own, known := graces[uid]
+		if !known || own > grace {
+			own = grace
+		}
 		for _, s := range f.sandboxes {
 			wait.Go(func() {
-				a.stopAll(ctx, s.Config.ID, grace)
+				a.stopAll(ctx, s.Config.ID, own)
 				err := error(nil)
 				if s.NetNS != "" {
 					err = a.cfg.Network.Detach(ctx, s.Config.ID, s.NetNS)
@@ -469,4 +474,15 @@ func (a *Agent) Halt(ctx context.Context, grace time.Duration) error {
 	}
 	wait.Wait()
 	return errors.Join(errs...)
+}
+
+// graces are how long the node's pods may take to end.
+func (a *Agent) graces() map[types.UID]time.Duration {
+	all := map[types.UID]time.Duration{}
+	for pod := range client.Pods.Index(a.cfg.Client.Snapshot(), "node", a.cfg.NodeName) {
+		if seconds := pod.Spec.TerminationGracePeriodSeconds; seconds != nil {
+			all[pod.UID] = time.Duration(*seconds) * time.Second
+		}
+	}
+	return all
 }
