@@ -190,7 +190,7 @@ var (
 	// ErrClosed says that the store was closed.
 	ErrClosed = errors.New("store: closed")
 
-	// The errors below come wrapped, with the place and what to do about it.
+	// The errors below come wrapped, with the directory and the cause.
 
 	// ErrDamaged says that what is on disk is not what was written: torn or flipped
 	// bytes, a missing file, records that do not fit together. Nothing of it is served.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -87,6 +89,45 @@ func TestKill(t *testing.T) {
 	t.Logf("%d rounds, %d durable transactions acknowledged", rounds, tally.Steps())
 }
 
+// TestInUse opens a directory that a living process has open, and again when that is dead.
+func TestInUse(t *testing.T) {
+	dir := t.TempDir()
+	cmd, out := start(t, dir)
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "open\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	_, err := pebble.Open(dir, crash.Options(), slog.New(slog.DiscardHandler))
+	if !errors.Is(err, store.ErrInUse) || !strings.Contains(err.Error(), fmt.Sprintf("process %d", cmd.Process.Pid)) {
+		t.Errorf("got %v", err)
+	}
+	cmd.Process.Kill()
+	io.Copy(io.Discard, out)
+	cmd.Wait()
+	s, err := pebble.Open(dir, crash.Options(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// start starts a child.
+func start(t *testing.T, dir string) (*exec.Cmd, io.Reader) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return cmd, out
+}
+
 // closeDirty commits relaxed before it closes, so that the next child opens a store that
 // has been closed in order with relaxed writes in it.
 func closeDirty(t *testing.T, s store.Store) {
@@ -105,16 +146,7 @@ func closeDirty(t *testing.T, s store.Store) {
 // some time from its start on.
 func run(t *testing.T, dir string, tally *crash.Tally, load bool, wait time.Duration) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd, out := start(t, dir)
 	kill := func() { cmd.Process.Kill() }
 	var timer *time.Timer
 	if !load {
@@ -141,7 +173,7 @@ func run(t *testing.T, dir string, tally *crash.Tally, load bool, wait time.Dura
 		}
 		tally.Add(a)
 	}
-	err = cmd.Wait()
+	err := cmd.Wait()
 	if timer == nil || timer.Stop() {
 		t.Fatalf("the child ended by itself: %v", err)
 	}
