@@ -17,7 +17,7 @@ import (
 const DefaultWindow = 10_000
 
 // History is the in-memory part of a store. Snapshot, SnapshotAt and Cursor may
-// be called at any time. Apply, Seal, Head, Compact and Load need the lock.
+// be called at any time. Apply, Conflict, Seal, Compact and Load need the lock.
 // Publish is called with states in the order in which they were sealed.
 type History struct {
 	sync.Mutex // guards head, edit and touched
@@ -78,9 +78,6 @@ func (h *History) SnapshotAt(rev store.Revision, resources ...string) (store.Sna
 	}
 	return &past{now: s, rev: rev, resources: resources}, nil
 }
-
-// Head is the revision of the newest transaction applied, visible or not.
-func (h *History) Head() store.Revision { return h.head.rev }
 
 // Visible is the revision that readers see.
 func (h *History) Visible() store.Revision { return h.visible.Load().rev }
