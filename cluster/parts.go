@@ -80,15 +80,25 @@ func (c *Cluster) startState(context.Context) (func(context.Context) error, stri
 	return stop, c.cfg.DataDir, nil
 }
 
+// chooseRanges chooses the ranges of a new instance and, where it has a real node, takes the pods' one in the
+// kernel at once, so that two instances that start at the same time choose differently.
 func (c *Cluster) chooseRanges() (pods, services netip.Prefix, err error) {
 	if c.cfg.PodCIDR != "" {
 		return netip.MustParsePrefix(c.cfg.PodCIDR), netip.MustParsePrefix(c.cfg.ServiceCIDR), nil
 	}
+	unlock, err := lockMachine()
+	if err != nil {
+		return pods, services, err
+	}
+	defer unlock()
 	taken, err := link.Routed()
 	if err != nil {
 		return pods, services, err
 	}
-	return freeRanges(taken)
+	if pods, services, err = freeRanges(taken); err == nil && c.cfg.Nodes.Real {
+		err = link.Blackhole(pods)
+	}
+	return pods, services, err
 }
 
 func (c *Cluster) podRange() netip.Prefix { return netip.MustParsePrefix(c.state.identity.PodCIDR) }

@@ -110,6 +110,21 @@ func (s *state) create(choose func() (pods, services netip.Prefix, err error)) e
 // close gives the directory free for another process.
 func (s *state) close() { s.lock.Close() }
 
+// lockMachine keeps other instances on this machine from choosing something at the same time. It
+// waits for them; each holds the lock for milliseconds.
+func lockMachine() (unlock func(), err error) {
+	path := filepath.Join(os.TempDir(), fmt.Sprintf("coracle-%d.lock", os.Getuid()))
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return func() { f.Close() }, nil
+}
+
 // freeRanges chooses a pair of /16 ranges that overlap with nothing the machine has
 // routes to: 10.42 and 10.43, or the next pair.
 func freeRanges(taken []netip.Prefix) (pods, services netip.Prefix, err error) {

@@ -43,7 +43,7 @@ func complete(f *pflag.FlagSet, cfg *cluster.Config) error {
 	f.Visit(func(flag *pflag.Flag) { said[flag.Name] = true })
 	var err error
 	f.VisitAll(func(flag *pflag.Flag) {
-		if value, ok := os.LookupEnv(envName(flag.Name)); ok && !said[flag.Name] && flag.Name != "help" && err == nil {
+		if value := os.Getenv(envName(flag.Name)); value != "" && !said[flag.Name] && flag.Name != "help" && err == nil {
 			said[flag.Name] = true
 			if serr := f.Set(flag.Name, value); serr != nil {
 				err = fmt.Errorf("environment %s: %w", envName(flag.Name), serr)
@@ -108,7 +108,7 @@ func envName(flag string) string {
 }
 
 func envOr(flag, otherwise string) string {
-	if v, ok := os.LookupEnv(envName(flag)); ok {
+	if v := os.Getenv(envName(flag)); v != "" {
 		return v
 	}
 	return otherwise
