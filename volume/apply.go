@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -19,9 +21,19 @@ import (
 	"coracle.dev/coracle/store"
 )
 
-// volumeDir is where a volume that the manager makes itself lies.
+// volumeDir is where a volume that the manager makes itself lies: what may be secret in memory, the rest
+// in the pod's directory.
 func (m *Manager) volumeDir(uid types.UID, v *corev1.Volume) string {
-	return filepath.Join(m.PodDir(uid), "volumes", plugin(v), v.Name)
+	base := m.PodDir(uid)
+	if inMemory(v) {
+		base = m.memory.podDir(uid)
+	}
+	return filepath.Join(base, "volumes", plugin(v), v.Name)
+}
+
+// inMemory tells which volumes never reach a disk.
+func inMemory(v *corev1.Volume) bool {
+	return v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil
 }
 
 // setUp makes one volume. p.mu is held.
@@ -210,22 +222,15 @@ func (m *Manager) setUpFiles(ctx context.Context, s store.Snapshot, p *podState,
 	if err := m.fetchTokens(ctx, p, v.Name, files); err != nil {
 		return Mount{}, err
 	}
+	if inMemory(v) {
+		if err := m.memory.enter(p.uid); err != nil {
+			return Mount{}, err
+		}
+	}
 	dir := m.volumeDir(p.uid, v)
 	fresh, err := makeDir(dir, 0o777)
 	if err != nil {
 		return Mount{}, err
-	}
-	if v.ConfigMap == nil { // what may be secret never reaches a disk
-		mounted, err := podfs.Mounted(dir)
-		if err != nil {
-			return Mount{}, err
-		}
-		if !mounted {
-			if err := podfs.Tmpfs(dir, podfs.TmpfsOptions{Mode: 0o777, NoSwap: true}); err != nil {
-				return Mount{}, err
-			}
-			fresh = true
-		}
 	}
 	gid := fsGroup(p.pod)
 	var own func(string) error
@@ -309,8 +314,7 @@ func (m *Manager) Unprepare(ctx context.Context, uid types.UID) error {
 	return nil
 }
 
-// tearDown unmounts and removes. The table of all mounts, which is long on a node with many pods, is
-// read only if a mount is found that was not expected.
+// tearDown unmounts and removes.
 func (m *Manager) tearDown(ctx context.Context, uid types.UID) error {
 	dir := m.PodDir(uid)
 	for _, pattern := range []string{"volumes/*/*", "volume-subpaths/*/*/*"} {
@@ -331,6 +335,12 @@ func (m *Manager) tearDown(ctx context.Context, uid types.UID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	return errors.Join(removeDir(dir), m.memory.leave(uid))
+}
+
+// removeDir removes a tree. The table of all mounts, which is long on a node with many pods, is read only if a
+// mount is found in it that was not expected.
+func removeDir(dir string) error {
 	err := podfs.RemoveTree(dir)
 	if err == nil {
 		return nil
@@ -362,18 +372,22 @@ func globEscape(path string) string {
 // which keep is false. It returns the UIDs that were cleaned. It is meant to be called once after a start,
 // before or while pods are prepared.
 func (m *Manager) Orphans(ctx context.Context, keep func(types.UID) bool) ([]types.UID, error) {
-	entries, err := os.ReadDir(m.cfg.Root)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
+	found := map[types.UID]struct{}{}
+	for _, dir := range []string{m.cfg.Root, m.memory.dir} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if e.IsDir() && e.Name() != memoryName {
+				found[types.UID(e.Name())] = struct{}{}
+			}
+		}
 	}
 	var gone []types.UID
 	var errs []error
-	for _, e := range entries {
-		uid := types.UID(e.Name())
-		if !e.IsDir() || keep(uid) {
+	for _, uid := range slices.Sorted(maps.Keys(found)) {
+		if keep(uid) {
 			continue
 		}
 		if err := m.Unprepare(ctx, uid); err != nil {
@@ -382,5 +396,6 @@ func (m *Manager) Orphans(ctx context.Context, keep func(types.UID) bool) ([]typ
 		}
 		gone = append(gone, uid)
 	}
+	errs = append(errs, m.memory.clear())
 	return gone, errors.Join(errs...)
 }

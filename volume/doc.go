@@ -1,5 +1,5 @@
 // Package volume makes the volumes of pods: it owns everything below
-// <pods>/<uid>/volumes and <pods>/<uid>/volume-subpaths, decides from a snapshot what
+// <pods>/<uid>/volumes and <pods>/<uid>/volume-subpaths and all of <pods>/.memory, decides from a snapshot what
 // each volume holds (plan.go, payload.go, downward.go: pure), and makes it so
 // (apply.go, atomic.go, hostpath.go, claim.go, subpath.go).
 //
@@ -13,5 +13,5 @@
 // the call that writes it, except service account tokens that are still fresh.
 //
 // Locks: Manager.mu (the table of pods and of sources) may be taken while podState.mu
-// (one pod's volumes) is held, never the other way round.
+// (one pod's volumes) is held, never the other way round; so may memory.mu.
 package volume

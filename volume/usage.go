@@ -29,8 +29,8 @@ type Usage struct {
 	LocalStorage bool
 }
 
-// Usages measures the volumes of a prepared pod. Those in memory are asked of their file system, those on
-// disk are walked, so that the cost is that of du; hostPath volumes are left out, as
+// Usages measures the volumes of a prepared pod. EmptyDirs in memory are asked of their file system, the
+// others are walked, so that the cost is that of du; hostPath volumes are left out, as
 // upstream does. Nothing is measured unless somebody asks.
 func (m *Manager) Usages(ctx context.Context, uid types.UID) ([]Usage, error) {
 	m.mu.Lock()
@@ -77,7 +77,7 @@ func measure(pod *corev1.Pod, v *corev1.Volume, mount Mount) (Usage, error) {
 	if v.EmptyDir != nil && v.EmptyDir.SizeLimit != nil {
 		u.LimitBytes = v.EmptyDir.SizeLimit.Value()
 	}
-	if !onDisk && u.Claim == "" {
+	if mount.Medium != corev1.StorageMediumDefault { // a file system of its own
 		u.UsedBytes, u.Inodes = fs.UsedBytes, fs.InodesUsed
 		return u, nil
 	}

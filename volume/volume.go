@@ -20,7 +20,8 @@ import (
 // Config is what a Manager needs.
 type Config struct {
 	// Root holds one directory a pod, named by its UID: "<data>/pods". It must be
-	// in the mount namespace in which containers are made.
+	// in the mount namespace in which containers are made. Beside them, ".memory" is a file system in
+	// memory while there are pods with secrets, tokens or the like.
 	Root string
 	// Client gives the objects that volumes are made of.
 	Client client.Reader
@@ -133,6 +134,8 @@ func Failures(err error) []Failure {
 // Manager makes and unmakes the volumes of pods of one node. It is safe for concurrent use.
 type Manager struct {
 	cfg Config
+	// memory holds the volumes that never reach a disk.
+	memory ramDir
 
 	mu sync.Mutex // guards what follows; may be taken under podState.mu
 	// pods are those prepared and not yet unprepared.
@@ -174,6 +177,7 @@ func New(cfg Config) *Manager {
 	}
 	return &Manager{
 		cfg:    cfg,
+		memory: ramDir{dir: filepath.Join(cfg.Root, memoryName)},
 		pods:   map[types.UID]*podState{},
 		users:  map[source]map[types.UID]struct{}{},
 		tokens: make(chan struct{}, 1),
@@ -274,7 +278,7 @@ func (m *Manager) enter(pod *corev1.Pod) *podState {
 // checkUID refuses what could not be the name of a directory of its own.
 func checkUID(uid types.UID) error {
 	s := string(uid)
-	if s == "" || s == "." || s == ".." || strings.ContainsAny(s, "/\x00") {
+	if s == "" || s[0] == '.' || strings.ContainsAny(s, "/\x00") {
 		return fmt.Errorf("invalid pod UID %q", s)
 	}
 	return nil

@@ -759,10 +759,27 @@ func TestOrphans(t *testing.T) {
 	if err != nil || fmt.Sprint(gone) != "[uid-1 uid-3]" {
 		t.Fatalf("%v %v", gone, err)
 	}
-	if mounted, err := podfs.Mounted(r.PodDir("uid-2") + "/volumes/kubernetes.io~secret/s"); err != nil || !mounted {
+	if mounted, err := podfs.Mounted(r.PodDir("uid-2") + "/volumes/kubernetes.io~empty-dir/m"); err != nil || !mounted {
 		t.Fatalf("the kept pod lost its volume: %v", err)
 	}
-	for _, uid := range []types.UID{"", "..", "a/b", "."} {
+	if _, err := os.Stat(r.memory.podDir("uid-2") + "/volumes/kubernetes.io~secret/s/s"); err != nil {
+		t.Fatal(err)
+	}
+	r.unprepare("uid-2")
+	// As a crash leaves it: mounted, and nobody there.
+	if err := r.memory.enter("x"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(r.memory.podDir("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Orphans(context.Background(), func(types.UID) bool { return true }); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(r.root); err != nil || len(entries) != 0 {
+		t.Fatalf("left: %v %v", entries, err)
+	}
+	for _, uid := range []types.UID{"", "..", "a/b", ".", ".memory"} {
 		if err := r.Unprepare(context.Background(), uid); err == nil {
 			t.Errorf("%q was taken for a pod", uid)
 		}
