@@ -154,6 +154,9 @@ func (s *Server) serveMetrics(w http.ResponseWriter) {
 	fmt.Fprintf(w, "# HELP apiserver_current_inflight_requests Requests in flight.\n# TYPE apiserver_current_inflight_requests gauge\n")
 	fmt.Fprintf(w, "apiserver_current_inflight_requests{request_kind=\"readOnly\"} %d\n", len(s.reads))
 	fmt.Fprintf(w, "apiserver_current_inflight_requests{request_kind=\"mutating\"} %d\n", len(s.writes))
+	bytes, encodings := s.cache.Size()
+	fmt.Fprintf(w, "# HELP coracle_encodings_bytes Bytes kept of encoded objects.\n# TYPE coracle_encodings_bytes gauge\ncoracle_encodings_bytes %d\n", bytes)
+	fmt.Fprintf(w, "# HELP coracle_encodings Encoded objects kept.\n# TYPE coracle_encodings gauge\ncoracle_encodings %d\n", encodings)
 	fmt.Fprintf(w, "# HELP go_goroutines Number of goroutines that currently exist.\n# TYPE go_goroutines gauge\ngo_goroutines %d\n", runtime.NumGoroutine())
 	fmt.Fprintf(w, "# HELP coracle_store_revision Newest revision of the store.\n# TYPE coracle_store_revision gauge\ncoracle_store_revision %d\n", s.cfg.Store.Snapshot().Revision())
 }

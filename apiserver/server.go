@@ -71,6 +71,8 @@ type Config struct {
 	// MaxReads and MaxWrites bound the requests in flight; 400 and 200 if zero, as upstream. Beyond
 	// them clients get 429. Members of system:masters and long-running requests do not count.
 	MaxReads, MaxWrites int
+	// EncodingBytes bounds what is kept of encoded objects for further readers, 32 MiB if zero.
+	EncodingBytes int
 }
 
 // Check is one named part of the server's health.
@@ -98,6 +100,7 @@ type Server struct {
 
 	stop     chan struct{}
 	stopOnce sync.Once
+	cache    *wire.Cache
 	views    sync.Map // *api.Version -> *wire.View
 }
 
@@ -116,6 +119,7 @@ func New(cfg Config) (*Server, error) {
 		reads:     make(chan struct{}, cfg.MaxReads),
 		writes:    make(chan struct{}, cfg.MaxWrites),
 		stop:      make(chan struct{}),
+		cache:     &wire.Cache{Budget: cfg.EncodingBytes},
 	}
 	if cfg.ServiceAccountKey != nil {
 		s.tokens = &authn.Tokens{
@@ -175,11 +179,15 @@ func (s *Server) Writer() client.Writer { return (*writer)(s) }
 // answered still; the caller closes its listener.
 func (s *Server) Close() { s.stopOnce.Do(func() { close(s.stop) }) }
 
+// DropEncodings frees the bytes that are kept of encoded objects, for when memory is short.
+// They are made again at the next demand.
+func (s *Server) DropEncodings() { s.cache.Drop() }
+
 // view returns the view of a kind in a version.
 func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {
 	if view, ok := s.views.Load(v); ok {
 		return view.(*wire.View)
 	}
-	view, _ := s.views.LoadOrStore(v, wire.NewView(k, v))
+	view, _ := s.views.LoadOrStore(v, wire.NewView(k, v, s.cache))
 	return view.(*wire.View)
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 
 	"coracle.dev/coracle/client"
@@ -225,4 +226,38 @@ func coversResource(resources []string, a *Attributes) bool {
 		}
 	}
 	return false
+}
+
+// Rules lists what a user may do in a namespace, for SelfSubjectRulesReview.
+func (r *RBAC) Rules(user client.User, namespace string) ([]authorizationv1.ResourceRule, []authorizationv1.NonResourceRule, error) {
+	ix, err := r.current()
+	if err != nil {
+		return nil, nil, err
+	}
+	var resources []authorizationv1.ResourceRule
+	var paths []authorizationv1.NonResourceRule
+	subjects := []subject{subject("u:" + user.Name)}
+	for _, g := range user.Groups {
+		subjects = append(subjects, subject("g:"+g))
+	}
+	for _, s := range subjects {
+		for _, b := range ix.bindings[s] {
+			if b.namespace != "" && b.namespace != namespace {
+				continue
+			}
+			rules, _ := ix.rules(b)
+			for i := range rules {
+				rule := &rules[i]
+				if len(rule.Resources) > 0 {
+					resources = append(resources, authorizationv1.ResourceRule{
+						Verbs: rule.Verbs, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
+					})
+				}
+				if len(rule.NonResourceURLs) > 0 && b.namespace == "" {
+					paths = append(paths, authorizationv1.NonResourceRule{Verbs: rule.Verbs, NonResourceURLs: rule.NonResourceURLs})
+				}
+			}
+		}
+	}
+	return resources, paths, nil
 }

@@ -22,6 +22,7 @@ type View struct {
 	// GVK is the type of one object as sent, List that of a list.
 	GVK, List schema.GroupVersionKind
 
+	cache      *Cache
 	metadata   bool // only metadata is sent
 	noProtobuf bool
 	loose      bool // list items keep kind and apiVersion
@@ -30,8 +31,8 @@ type View struct {
 	json, protobuf, leftJSON, leftProtobuf string
 }
 
-// NewView shows whole objects of a kind in a version.
-func NewView(k *api.Kind, v *api.Version) *View {
+// NewView shows whole objects of a kind in a version. The cache bounds what entries keep of it.
+func NewView(k *api.Kind, v *api.Version, cache *Cache) *View {
 	gvk := schema.GroupVersionKind{Group: k.Group, Version: v.Name, Kind: k.Kind}
 	list := gvk.GroupVersion().WithKind(k.Kind + "List")
 	empty := v.New()
@@ -43,20 +44,20 @@ func NewView(k *api.Kind, v *api.Version) *View {
 		}
 	}
 	_, loose := empty.(runtime.Unstructured)
-	return newView(k, v, gvk, list, false, loose, !HasProtobuf(empty))
+	return newView(k, v, cache, gvk, list, false, loose, !HasProtobuf(empty))
 }
 
 // Metadata is the view of the same objects as PartialObjectMetadata of a version of
 // meta.k8s.io.
 func (v *View) Metadata(version string) *View {
 	gv := schema.GroupVersion{Group: metav1.GroupName, Version: version}
-	return newView(v.Kind, v.Version, gv.WithKind("PartialObjectMetadata"), gv.WithKind("PartialObjectMetadataList"), true, true, false)
+	return newView(v.Kind, v.Version, v.cache, gv.WithKind("PartialObjectMetadata"), gv.WithKind("PartialObjectMetadataList"), true, true, false)
 }
 
-func newView(k *api.Kind, v *api.Version, gvk, list schema.GroupVersionKind, metadata, loose, noProtobuf bool) *View {
+func newView(k *api.Kind, v *api.Version, cache *Cache, gvk, list schema.GroupVersionKind, metadata, loose, noProtobuf bool) *View {
 	id := gvk.GroupVersion().String()
 	return &View{
-		Kind: k, Version: v, GVK: gvk, List: list, metadata: metadata, loose: loose, noProtobuf: noProtobuf,
+		Kind: k, Version: v, cache: cache, GVK: gvk, List: list, metadata: metadata, loose: loose, noProtobuf: noProtobuf,
 		head: head(gvk), json: "json " + id, protobuf: "protobuf " + id,
 		leftJSON: "left json " + id, leftProtobuf: "left protobuf " + id,
 	}
@@ -96,7 +97,16 @@ func (v *View) Entry(media Media, e *store.Entry) ([]byte, error) {
 	if media == Protobuf {
 		name = v.protobuf
 	}
-	return e.Encoding(name, func() ([]byte, error) { return v.Encode(media, obj) })
+	return e.Encoding(name, func() ([]byte, error) { return v.kept(media, e, obj) })
+}
+
+// kept encodes an object whose bytes stay with an entry.
+func (v *View) kept(media Media, e *store.Entry, obj api.Object) ([]byte, error) {
+	data, err := v.Encode(media, obj)
+	if err == nil && v.cache != nil {
+		v.cache.add(e, len(data))
+	}
+	return data, err
 }
 
 // Left is how the previous state of an object is shown to a watcher whose selection it
@@ -107,7 +117,7 @@ func (v *View) Left(media Media, ev store.Event) ([]byte, error) {
 		name = v.leftProtobuf
 	}
 	return ev.Entry.Encoding(name, func() ([]byte, error) {
-		return v.Encode(media, Restamp(ev.Prev.Object.(api.Object), ev.Entry.Revision))
+		return v.kept(media, ev.Entry, Restamp(ev.Prev.Object.(api.Object), ev.Entry.Revision))
 	})
 }
 
