@@ -94,10 +94,15 @@ func blocks(s *networkingv1.NetworkPolicySpec) []string {
 
 func networkPolicyWarnings(s *networkingv1.NetworkPolicySpec) []string {
 	var warnings []string
+	warn := func(cidr string, path *field.Path) {
+		if p, err := netip.ParsePrefix(cidr); err == nil && p.Masked().String() != cidr {
+			warnings = append(warnings, content.GetWarningsForCIDR(path, cidr)...)
+		}
+	}
 	eachBlock(s, func(b *networkingv1.IPBlock, path *field.Path) {
-		warnings = append(warnings, content.GetWarningsForCIDR(path.Child("cidr"), b.CIDR)...)
+		warn(b.CIDR, path.Child("cidr"))
 		for i, e := range b.Except {
-			warnings = append(warnings, content.GetWarningsForCIDR(path.Child("except").Index(i), e)...)
+			warn(e, path.Child("except").Index(i))
 		}
 	})
 	return warnings

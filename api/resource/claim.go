@@ -77,7 +77,9 @@ func claimSpec(s *resourcev1.ResourceClaimSpec, path *field.Path) field.ErrorLis
 	errs := set(c.Requests, resourcev1.DeviceRequestsMaxSize, devices.Child("requests"),
 		func(r *resourcev1.DeviceRequest) string { return r.Name }, deviceRequest)
 	errs = append(errs, set(c.Constraints, resourcev1.DeviceConstraintsMaxSize, devices.Child("constraints"), nil,
-		func(d *resourcev1.DeviceConstraint, path *field.Path) field.ErrorList { return constraint(d, names, path) })...)
+		func(d *resourcev1.DeviceConstraint, path *field.Path) field.ErrorList {
+			return constraint(d, names, path)
+		})...)
 	return append(errs, set(c.Config, resourcev1.DeviceConfigMaxSize, devices.Child("config"), nil,
 		func(d *resourcev1.DeviceClaimConfiguration, path *field.Path) field.ErrorList {
 			return append(names.list(d.Requests, path.Child("requests")), configuration(&d.DeviceConfiguration, path)...)
