@@ -161,7 +161,7 @@ func (b *builder) linux(caps []string) (*specs.Linux, error) {
 		}
 		switch c.Seccomp.Mode {
 		case container.SeccompDefault:
-			l.Seccomp = seccomp.Default(caps)
+			l.Seccomp = seccomp.Default(caps, b.compat())
 		case container.SeccompCustom:
 			l.Seccomp = c.Seccomp.Profile
 		case container.SeccompUnconfined:
@@ -172,6 +172,33 @@ func (b *builder) linux(caps []string) (*specs.Linux, error) {
 	l.MaskedPaths = append(l.MaskedPaths, c.MaskedPaths...)
 	l.ReadonlyPaths = append(l.ReadonlyPaths, c.ReadonlyPaths...)
 	return l, nil
+}
+
+// compat says whether the image holds 32-bit programs for this machine: by its own word, by their
+// dynamic loaders, or because what is to be run is one.
+func (b *builder) compat() bool {
+	switch b.image.Config.Architecture {
+	case "386", "arm":
+		return true
+	}
+	for _, loader := range []string{"/lib/ld-linux.so.2", "/lib/ld-musl-i386.so.1", "/lib/ld-linux-armhf.so.3", "/lib/ld-musl-armhf.so.1"} {
+		if f, err := openInside(b.rootfs, loader, unix.O_PATH); err == nil {
+			f.Close()
+			return true
+		}
+	}
+	args := b.rec.Config.Args
+	if len(args) == 0 {
+		args = b.image.Config.Command(nil, nil)
+	}
+	f, err := openInside(b.rootfs, args[0], unix.O_RDONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return false // found by way of PATH, or not at all
+	}
+	defer f.Close()
+	head := make([]byte, 5)
+	n, _ := f.Read(head)
+	return n == 5 && string(head) == "\x7fELF\x01"
 }
 
 func (b *builder) namespaces(l *specs.Linux) error {

@@ -77,11 +77,15 @@ const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC |
 
 // Default is the filter for a container with the given capabilities ("CAP_..."): what is not
 // listed fails with EPERM, and clone3 with ENOSYS, so that libraries fall back to clone, whose flags can be looked at.
-func Default(capabilities []string) *specs.LinuxSeccomp {
+//
+// Programs for this machine's 32-bit sibling (386 on amd64, arm on arm64) are let through the same list
+// only if compat is set, and killed otherwise: each further kind of calls makes the filter several times as
+// costly to build, at each start of a container.
+func Default(capabilities []string, compat bool) *specs.LinuxSeccomp {
 	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)
 	p := &specs.LinuxSeccomp{
 		DefaultAction: specs.ActErrno, DefaultErrnoRet: &eperm,
-		Architectures: architectures(),
+		Architectures: architectures(compat),
 	}
 	allow := func(names string, args ...specs.LinuxSeccompArg) {
 		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: strings.Fields(names), Action: specs.ActAllow, Args: args})
@@ -124,16 +128,16 @@ var archCalls = map[string]string{
 	"riscv64": "riscv_flush_icache",
 }
 
-func architectures() []specs.Arch {
-	switch runtime.GOARCH {
-	case "amd64":
-		return []specs.Arch{specs.ArchX86_64, specs.ArchX86, specs.ArchX32}
-	case "arm64":
-		return []specs.Arch{specs.ArchARM, specs.ArchAARCH64}
-	case "s390x":
-		return []specs.Arch{specs.ArchS390, specs.ArchS390X}
+func architectures(compat bool) []specs.Arch {
+	family := map[string][]specs.Arch{
+		"amd64": {specs.ArchX86_64, specs.ArchX86},
+		"arm64": {specs.ArchAARCH64, specs.ArchARM},
+		"s390x": {specs.ArchS390X, specs.ArchS390},
+	}[runtime.GOARCH]
+	if !compat && len(family) > 1 {
+		return family[:1]
 	}
-	return nil
+	return family
 }
 
 // Parse reads a profile: OCI's form, or Docker's, whose archMap and per-entry "name" are understood
@@ -160,7 +164,7 @@ func Parse(data []byte, capabilities []string) (*specs.LinuxSeccomp, error) {
 	}
 	out := file.LinuxSeccomp
 	out.Syscalls = nil
-	native := architectures()
+	native := architectures(false)
 	for _, m := range file.ArchMap {
 		for _, n := range native {
 			if m.Architecture == n {
