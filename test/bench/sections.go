@@ -276,8 +276,16 @@ func (b *bench) fanOut(watchers, changes int) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(b.ctx)
+	ctx, cancel := context.WithTimeout(b.ctx, 2*time.Minute)
 	defer cancel()
+	if _, err := c.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "bench"}}, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	maps := c.CoreV1().ConfigMaps("bench")
+	m, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "bench"}, Data: map[string]string{"n": "0"}}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
 	var seen atomic.Int64
 	var web *http.Client
 	for k := range watchers {
@@ -292,15 +300,14 @@ func (b *bench) fanOut(watchers, changes int) error {
 				return err
 			}
 		}
-		body, err := openWatch(ctx, web, fmt.Sprintf("https://127.0.0.1:%d/api/v1/namespaces/default/configmaps?watch=1", i.port))
+		body, err := openWatch(ctx, web, fmt.Sprintf("https://127.0.0.1:%d/api/v1/namespaces/bench/configmaps?watch=1&fieldSelector=metadata.name%%3Dbench", i.port))
 		if err != nil {
 			return err
 		}
 		go countFrames(body, &seen)
 	}
-	maps := c.CoreV1().ConfigMaps("default")
-	m, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "bench"}, Data: map[string]string{"n": "0"}}, metav1.CreateOptions{})
-	if err != nil {
+	// Each watch begins with the one object that there is: then all are under way.
+	if err := await(ctx, func() (bool, error) { return seen.Load() == int64(watchers), nil }); err != nil {
 		return err
 	}
 	begin := seen.Load()
@@ -309,7 +316,7 @@ func (b *bench) fanOut(watchers, changes int) error {
 		return err
 	}
 	for n := range changes {
-		m.Data = map[string]string{"n": fmt.Sprint(n)}
+		m.Data = map[string]string{"n": fmt.Sprint(n + 1)}
 		if m, err = maps.Update(ctx, m, metav1.UpdateOptions{}); err != nil {
 			return err
 		}

@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 )
 
@@ -39,10 +41,14 @@ func countFrames(body io.Reader, seen *atomic.Int64) {
 	r := bufio.NewReader(body)
 	for {
 		var length [4]byte
-		if _, err := io.ReadFull(r, length[:]); err != nil {
-			return
+		_, err := io.ReadFull(r, length[:])
+		if err == nil {
+			_, err = r.Discard(int(binary.BigEndian.Uint32(length[:])))
 		}
-		if _, err := r.Discard(int(binary.BigEndian.Uint32(length[:]))); err != nil {
+		if err != nil {
+			if !errors.Is(err, context.Canceled) {
+				fmt.Fprintln(os.Stderr, "bench: a watch ended:", err)
+			}
 			return
 		}
 		seen.Add(1)
