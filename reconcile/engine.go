@@ -87,8 +87,9 @@ func (e *Engine) Strict() *Engine {
 	return e
 }
 
-// Ordered makes the writes of each plan happen one after the other, so that names that are given
-// out in order come out the same in each run. Tests set it.
+// Ordered makes everything happen one after the other: one pass at a time, on the dispatcher's
+// goroutine, after all that was written before is dispatched, and the writes of a plan in
+// order. What comes out is then the same in each run. Tests set it.
 func (e *Engine) Ordered() *Engine {
 	e.ordered = true
 	return e
@@ -250,7 +251,7 @@ func (e *Engine) follow(ctx context.Context, cursor store.Cursor) error {
 			e.dispatch(events)
 		}
 		e.advance(cursor.Position())
-		if len(events) > 0 && ctx.Err() == nil {
+		if (len(events) > 0 || e.ordered && e.workOne()) && ctx.Err() == nil {
 			continue
 		}
 		var fires <-chan time.Time
@@ -308,7 +309,7 @@ func (e *Engine) advance(rev store.Revision) {
 	e.position = max(e.position, rev)
 	e.timers.fire(now)
 	for _, r := range e.runners {
-		for r.queue.length() > 0 && r.running < r.Workers {
+		for r.queue.length() > 0 && r.running < r.Workers && !e.ordered {
 			e.startWorker(r, now)
 		}
 	}
@@ -333,6 +334,38 @@ func (e *Engine) work(r *runner, it *item) *item {
 	now := e.now()
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.finish(r, it, o, after, err, now)
+	if e.stopped || e.ctx.Err() != nil {
+		r.running--
+		return nil
+	}
+	next := r.queue.next(now)
+	if next == nil {
+		r.running--
+	}
+	return next
+}
+
+// workOne does one pass of the first loop that has a key waiting, and tells whether there was one.
+func (e *Engine) workOne() bool {
+	for _, r := range e.runners {
+		e.mu.Lock()
+		it := r.queue.next(e.now())
+		e.mu.Unlock()
+		if it == nil {
+			continue
+		}
+		o, after, err := r.pass(e.ctx, it.key)
+		e.mu.Lock()
+		e.finish(r, it, o, after, err, e.now())
+		e.mu.Unlock()
+		return true
+	}
+	return false
+}
+
+// finish notes how a pass ended. Engine.mu is held.
+func (e *Engine) finish(r *runner, it *item, o outcome, after time.Duration, err error, now time.Time) {
 	r.stats.Passes++
 	switch {
 	case o == conflict:
@@ -348,15 +381,6 @@ func (e *Engine) work(r *runner, it *item) *item {
 		e.pokeDispatcher()
 	}
 	e.tellWaiters()
-	if e.stopped || e.ctx.Err() != nil {
-		r.running--
-		return nil
-	}
-	next := r.queue.next(now)
-	if next == nil {
-		r.running--
-	}
-	return next
 }
 
 // failureLevel keeps a key that fails for the first time, which the next pass

@@ -38,7 +38,10 @@ func (p *pass) maxUnavailable() int32 {
 	return min(unavailable, *p.d.Spec.Replicas)
 }
 
-// sizes is the sum of what replica sets ask for, available that of what they have.
+// available is how many available pods the replica set will keep: its status may be older than its size.
+func (s *set) available() int32 { return min(s.Status.AvailableReplicas, s.size()) }
+
+// sizes is the sum of what replica sets ask for, available that of what they have and will keep.
 func sizes(sets []*set) (n int32) {
 	for _, rs := range sets {
 		n += rs.size()
@@ -48,7 +51,7 @@ func sizes(sets []*set) (n int32) {
 
 func available(sets []*set) (n int32) {
 	for _, rs := range sets {
-		n += rs.Status.AvailableReplicas
+		n += rs.available()
 	}
 	return n
 }
@@ -116,14 +119,14 @@ func (p *pass) shrinkOld() bool {
 		return false
 	}
 	least := *p.d.Spec.Replicas - p.maxUnavailable()
-	newMissing := p.new.size() - p.new.Status.AvailableReplicas
+	newMissing := p.new.size() - p.new.available()
 	budget := sizes(p.all) - least - newMissing
 	if budget <= 0 {
 		return false
 	}
 	shrunk := false
 	for _, rs := range p.old { // pods that are not available are not missed
-		n := min(budget, rs.size()-rs.Status.AvailableReplicas)
+		n := min(budget, rs.size()-rs.available())
 		if n > 0 && rs.size() > 0 {
 			p.scale(rs, rs.size()-n)
 			budget -= n

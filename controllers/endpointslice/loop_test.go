@@ -124,7 +124,7 @@ func TestOneReadinessChangeWritesOneSlice(t *testing.T) {
 				changed++
 			}
 		}
-		if changed != 1 || len(before) != 3 {
+		if changed != 1 || len(before) < 3 {
 			t.Errorf("%d of %d slices were written", changed, len(before))
 		}
 	})

@@ -67,7 +67,7 @@ func planNode(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) re
 	if now.Before(due) {
 		plan.After = due.Sub(now)
 	}
-	if w, changed := taint(s, node, now); changed {
+	if w, changed := taint(s, node, cfg, now); changed {
 		plan.Writes = append(plan.Writes, w)
 	}
 	plan.Writes = append(plan.Writes, podsNotReady(s, node, now)...)
@@ -141,7 +141,7 @@ func ours(t *corev1.Taint) bool {
 }
 
 // wantedTaints are the taints of ours that the node is to have.
-func wantedTaints(s store.Snapshot, node *corev1.Node) []corev1.Taint {
+func wantedTaints(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) []corev1.Taint {
 	var want []corev1.Taint
 	for _, ct := range conditionTaints {
 		c := condition(node, ct.condition)
@@ -153,7 +153,7 @@ func wantedTaints(s store.Snapshot, node *corev1.Node) []corev1.Taint {
 			continue
 		}
 		want = append(want, corev1.Taint{Key: ct.key, Effect: corev1.TaintEffectNoSchedule})
-		if ct.condition == corev1.NodeReady && anyReady(s) {
+		if ct.condition == corev1.NodeReady && anyReady(s, cfg, now) {
 			want = append(want, corev1.Taint{Key: ct.key, Effect: corev1.TaintEffectNoExecute})
 		}
 	}
@@ -163,11 +163,12 @@ func wantedTaints(s store.Snapshot, node *corev1.Node) []corev1.Taint {
 	return want
 }
 
-// anyReady tells whether a node is ready. If none is, the fault is more likely here than with all of
-// them, and nothing is evicted (upstream calls it full disruption).
-func anyReady(s store.Snapshot) bool {
+// anyReady tells whether a node is ready, and not only because its silence has not been noted yet. If none
+// is, the fault is more likely here than with all of them, and nothing is evicted (upstream calls it
+// full disruption).
+func anyReady(s store.Snapshot, cfg Config, now time.Time) bool {
 	for node := range client.Nodes.List(s, "") {
-		if readiness(node) == corev1.ConditionTrue {
+		if readiness(node) == corev1.ConditionTrue && now.Before(deadline(s, node, cfg)) {
 			return true
 		}
 	}
@@ -175,8 +176,8 @@ func anyReady(s store.Snapshot) bool {
 }
 
 // taint brings the taints in line with the conditions.
-func taint(s store.Snapshot, node *corev1.Node, now time.Time) (reconcile.Write, bool) {
-	want := wantedTaints(s, node)
+func taint(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) (reconcile.Write, bool) {
+	want := wantedTaints(s, node, cfg, now)
 	at := metav1.NewTime(now).Rfc3339Copy()
 	var taints []corev1.Taint
 	wasReady := true

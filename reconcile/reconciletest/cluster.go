@@ -33,9 +33,11 @@ type Cluster struct {
 	// "create", "update" or "delete". It is set before loops run.
 	Refuse func(verb string, ref client.Ref, obj api.Object) error
 
-	mu    sync.Mutex // guards what follows
-	names map[string]int
-	uids  int
+	gate gate
+
+	mu           sync.Mutex // guards what follows
+	names        map[string]int
+	uids, events int
 }
 
 var _ client.Client = (*Cluster)(nil)
@@ -136,8 +138,13 @@ func (c *Cluster) identify(obj api.Object) {
 		c.names[base]++
 		obj.SetName(fmt.Sprintf("%s%05d", base, c.names[base]))
 	}
-	c.uids++
-	obj.SetUID(types.UID(fmt.Sprintf("%08d-uid", c.uids)))
+	if _, ok := obj.(*corev1.Event); ok { // events are written beside everything else, and are not to change what that looks like
+		c.events++
+		obj.SetUID(types.UID(fmt.Sprintf("%08d-event", c.events)))
+	} else {
+		c.uids++
+		obj.SetUID(types.UID(fmt.Sprintf("%08d-uid", c.uids)))
+	}
 	obj.SetCreationTimestamp(metav1.NewTime(time.Now()).Rfc3339Copy())
 	obj.SetDeletionTimestamp(nil)
 	obj.SetGeneration(1)

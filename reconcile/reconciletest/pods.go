@@ -21,11 +21,34 @@ import (
 // A pod with the annotation "test/stuck" stays as it was made; "test/not-ready" runs and is not
 // ready; "test/phase" ends with that phase. With the annotation "test/lingers" a deleted pod does not go away.
 func Kubelet(c *Cluster) reconcile.Loop {
+	none := func(*corev1.Pod) time.Duration { return 0 }
+	return SlowKubelet(c, none, none)
+}
+
+// SlowKubelet is Kubelet with nodes that take their time: start from binding a pod until it is ready, stop from
+// its deletion until it is gone.
+func SlowKubelet(c *Cluster, start, stop func(*corev1.Pod) time.Duration) reconcile.Loop {
 	return reconcile.Loop{
 		Name:    "test-kubelet",
 		Inputs:  []reconcile.Input{{Resource: client.Pods.Name}},
 		Outputs: []reconcile.Output{{Resource: client.Pods.Name, Verbs: []reconcile.Verb{reconcile.Delete}}, {Resource: client.Pods.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}}},
-		Plan:    planKubelet,
+		Plan: func(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Plan, error) {
+			pod, ok := client.Pods.Get(s, key.Namespace, key.Name)
+			switch {
+			case !ok:
+				return reconcile.Plan{}, nil
+			case pod.DeletionTimestamp != nil:
+				grace := time.Duration(*pod.DeletionGracePeriodSeconds) * time.Second
+				if left := pod.DeletionTimestamp.Add(stop(pod) - grace).Sub(now); left > 0 {
+					return reconcile.Plan{After: left}, nil
+				}
+			case pod.Spec.NodeName != "":
+				if left := pod.CreationTimestamp.Add(start(pod)).Sub(now); left > 0 {
+					return reconcile.Plan{After: left}, nil
+				}
+			}
+			return planKubelet(pod, now), nil
+		},
 		Apply: func(ctx context.Context, _ reconcile.Key, pod any) error {
 			p := pod.(*corev1.Pod)
 			return c.Bind(ctx, p.Namespace, p.Name, p.UID, "node-1")
@@ -33,27 +56,23 @@ func Kubelet(c *Cluster) reconcile.Loop {
 	}
 }
 
-func planKubelet(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Plan, error) {
-	pod, ok := client.Pods.Get(s, key.Namespace, key.Name)
-	if !ok {
-		return reconcile.Plan{}, nil
-	}
+func planKubelet(pod *corev1.Pod, now time.Time) reconcile.Plan {
 	if pod.DeletionTimestamp != nil {
 		if _, lingers := pod.Annotations["test/lingers"]; lingers {
-			return reconcile.Plan{}, nil
+			return reconcile.Plan{}
 		}
 		zero := int64(0)
 		return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Delete, Resource: client.Pods.Name,
-			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, GraceSeconds: &zero}}}, nil
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, GraceSeconds: &zero}}}
 	}
 	if _, stuck := pod.Annotations["test/stuck"]; stuck {
-		return reconcile.Plan{}, nil
+		return reconcile.Plan{}
 	}
 	if pod.Spec.NodeName == "" {
-		return reconcile.Plan{Effect: pod}, nil
+		return reconcile.Plan{Effect: pod}
 	}
 	if pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
-		return reconcile.Plan{}, nil
+		return reconcile.Plan{}
 	}
 	pod = pod.DeepCopy()
 	Ready(pod, now)
@@ -64,7 +83,7 @@ func planKubelet(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.
 		NotReady(pod, now)
 		pod.Status.Phase = corev1.PodPhase(phase)
 	}
-	return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Update, Resource: client.Pods.Name, Subresource: "status", Object: pod}}}, nil
+	return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Update, Resource: client.Pods.Name, Subresource: "status", Object: pod}}}
 }
 
 // Ready makes the status of a pod that of one that runs and is ready.

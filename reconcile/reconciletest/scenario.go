@@ -9,14 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
@@ -38,13 +41,15 @@ var update = flag.Bool("update", false, "write what scenarios print into their t
 //	delete RESOURCE NS/NAME [foreground|background|orphan|now]
 //	ready NS SELECTOR            pods that the selector matches become ready
 //	unready NS SELECTOR          ... or not ready
+//	let-go NS SELECTOR           pods that Kubelet keeps because of "test/lingers" may end
 //	advance DURATION             let time pass
 //	restart                      stop the loops and start them again
 //	show FILE RESOURCE COLUMN... print objects, a line each: their name and JSONPath columns
 //	events FILE [KIND]           print events since the last time
 //
-// Loops have come to rest before each command. A file that show or events names holds what they
-// are to print; "go test -update" writes it.
+// Loops have come to rest before each command, and see what it does when it is done. A file that show or events names holds what they
+// are to print; "go test -update" writes it. Hashes of pod templates are shown as hash1, hash2 and so on, in
+// the order of their appearance.
 func Scenarios(t *testing.T, pattern string, loops func(c *Cluster) []reconcile.Loop) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
@@ -63,7 +68,7 @@ type scenario struct {
 	archive *txtar.Archive
 	loops   func(c *Cluster) []reconcile.Loop
 	seen    map[string]bool // events that were shown
-	changed bool
+	hashes  []string        // of pod templates, as they appeared
 }
 
 func runScenario(t *testing.T, file string, loops func(c *Cluster) []reconcile.Loop) {
@@ -97,19 +102,13 @@ func runScenario(t *testing.T, file string, loops func(c *Cluster) []reconcile.L
 
 func (s *scenario) command(words []string) error {
 	args := words[1:]
-	need := map[string]int{"apply": 1, "delete": 2, "ready": 2, "unready": 2, "advance": 1, "restart": 0, "show": 2, "events": 1}
+	need := map[string]int{"apply": 1, "delete": 2, "ready": 2, "unready": 2, "let-go": 2, "advance": 1, "restart": 0, "show": 2, "events": 1}
 	if n, ok := need[words[0]]; !ok || len(args) < n {
 		return fmt.Errorf("no such command, or too few arguments")
 	}
 	switch words[0] {
-	case "apply":
-		return s.apply(args[0])
-	case "delete":
-		return s.remove(args)
-	case "ready":
-		s.SetReady(args[0], args[1], true)
-	case "unready":
-		s.SetReady(args[0], args[1], false)
+	case "apply", "delete", "ready", "unready", "let-go":
+		return s.change(words[0], args)
 	case "advance":
 		d, err := time.ParseDuration(args[0])
 		if err != nil {
@@ -124,6 +123,21 @@ func (s *scenario) command(words []string) error {
 	case "events":
 		return s.events(args)
 	}
+	return nil
+}
+
+// change does a command that writes, as one step in the eyes of the loops.
+func (s *scenario) change(command string, args []string) error {
+	defer s.gate.hold()()
+	switch command {
+	case "apply":
+		return s.apply(args[0])
+	case "delete":
+		return s.remove(args)
+	case "let-go":
+		return s.letGo(args[0], args[1])
+	}
+	s.SetReady(args[0], args[1], command == "ready")
 	return nil
 }
 
@@ -295,8 +309,47 @@ func (s *scenario) events(args []string) error {
 	return s.compare(args[0], out)
 }
 
+// letGo takes the annotation "test/lingers" off pods.
+func (s *scenario) letGo(namespace, selector string) error {
+	sel, err := labels.Parse(selector)
+	if err != nil {
+		return err
+	}
+	for _, pod := range All(s.Harness, client.Pods, namespace) {
+		if sel.Matches(labels.Set(pod.Labels)) {
+			_, err = client.Mutate(context.Background(), s.Cluster, client.Pods, pod.Namespace, pod.Name, "", func(p *corev1.Pod) bool {
+				delete(p.Annotations, "test/lingers")
+				return true
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// normalize replaces the hashes of pod templates, which depend on all defaults of the API.
+func (s *scenario) normalize(text string) string {
+	var sets []*appsv1.ReplicaSet
+	for rs := range client.ReplicaSets.List(s.Snapshot(), "") {
+		sets = append(sets, rs)
+	}
+	slices.SortStableFunc(sets, func(a, b *appsv1.ReplicaSet) int { return strings.Compare(string(a.UID), string(b.UID)) })
+	for _, rs := range sets {
+		if h := rs.Labels[appsv1.DefaultDeploymentUniqueLabelKey]; h != "" && !slices.Contains(s.hashes, h) {
+			s.hashes = append(s.hashes, h)
+		}
+	}
+	for i, h := range s.hashes {
+		text = strings.ReplaceAll(text, h, fmt.Sprint("hash", i+1))
+	}
+	return text
+}
+
 // compare holds what was printed against the file, or writes it there.
 func (s *scenario) compare(name, got string) error {
+	got = s.normalize(got)
 	file, ok := s.file(name)
 	if *update {
 		if !ok {
