@@ -18,7 +18,9 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/linux/mount"
 	"coracle.dev/coracle/node/record"
+	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
 )
 
@@ -348,8 +350,28 @@ func (a *Agent) mapPorts(ctx context.Context, pod *corev1.Pod, sandboxID string,
 	return a.cfg.MapPorts(ctx, sandboxID, addrs, ports)
 }
 
-// runtimeHandler refuses a pod whose RuntimeClass asks for another runtime.
+// VolumeImage makes the image of an image volume present and returns its ID; it is volume.Config.Image.
+func (a *Agent) VolumeImage(ctx context.Context, pod *corev1.Pod, vol *corev1.Volume) (string, error) {
+	ref := vol.Image.Reference
+	policy := vol.Image.PullPolicy
+	if policy == "" {
+		policy = corev1.PullIfNotPresent
+	}
+	auths, _ := pullAuths(a.cfg.Client.Snapshot(), pod, ref)
+	image, fail := a.pulls.ensure(ctx, pod.UID, ref, policy, auths, func(kind, reason, message string) {
+		a.cfg.Events(reconcile.Event{Regarding: refOf(pod, ""), Type: kind, Reason: reason, Message: message})
+	})
+	if fail != nil {
+		return "", errors.New(fail.message)
+	}
+	return image.ID, nil
+}
+
+// runtimeHandler refuses a pod that asks for another runtime, or for what this one has not.
 func (a *Agent) runtimeHandler(pod *corev1.Pod) error {
+	if pod.Spec.HostUsers != nil && !*pod.Spec.HostUsers {
+		return errors.New("can't set `spec.hostUsers: false`, runtime does not support user namespaces")
+	}
 	if pod.Spec.RuntimeClassName == nil {
 		return nil
 	}
@@ -444,9 +466,9 @@ func (a *Agent) WakeVolumes(uid types.UID) {
 	}
 }
 
-// Halt ends all containers of the node's pods and removes their sandboxes, for a shutdown of the
-// machine's cluster; it is called after Run has returned. The pods stay in the API with their volumes, and the
-// next Run starts them anew. grace bounds each pod's own.
+// Halt ends all containers of the node's pods, removes their sandboxes and unmounts their volumes, for a
+// shutdown of the machine's cluster; it is called after Run has returned. The pods stay in the API, what
+// their volumes have on disk stays, and the next Run starts them anew. grace is what each pod has.
 func (a *Agent) Halt(ctx context.Context, grace time.Duration) error {
 	var wait sync.WaitGroup
 	var mu sync.Mutex
@@ -464,7 +486,8 @@ func (a *Agent) Halt(ctx context.Context, grace time.Duration) error {
 				if s.NetNS != "" {
 					err = a.cfg.Network.Detach(ctx, s.Config.ID, s.NetNS)
 				}
-				if err = errors.Join(err, a.cfg.Runtime.RemoveSandbox(ctx, s.Config.ID)); err != nil {
+				err = errors.Join(err, a.cfg.Runtime.RemoveSandbox(ctx, s.Config.ID), mount.UnmountBelow(a.cfg.Volumes.PodDir(f.id.UID)))
+				if err != nil {
 					mu.Lock()
 					errs = append(errs, err)
 					mu.Unlock()

@@ -17,6 +17,7 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/node/record"
 	"coracle.dev/coracle/volume"
 )
 
@@ -71,6 +72,8 @@ func (w *worker) do(ctx context.Context, act action, now time.Time) {
 		w.resetSandbox(ctx)
 	case doStart:
 		w.start(w.v.containers[act.container], now)
+	case doStartOver:
+		w.startOver(w.v.containers[act.container], now)
 	case doKill:
 		w.kill(ctx, w.v.containers[act.container], act.message, act.grace, now)
 	case doResize:
@@ -266,6 +269,17 @@ func startOver(v *view) {
 	for i := range v.pod.Spec.InitContainers {
 		v.containers[v.pod.Spec.InitContainers[i].Name].renew()
 	}
+}
+
+// startOver makes all containers begin anew; all of them have ended.
+func (w *worker) startOver(cause *containerView, now time.Time) {
+	cause.crash.next(cause.current.finished, now)
+	for _, c := range w.v.containers {
+		if c.role != record.RoleEphemeral {
+			c.renew()
+		}
+	}
+	w.tell(func(*inbox) {}) // what comes first is decided next
 }
 
 // renew makes the current instance the previous one.

@@ -224,6 +224,33 @@ func TestContainerRestartRules(t *testing.T) {
 	})
 }
 
+func TestRestartAllContainers(t *testing.T) {
+	run(t, func(r *rig) {
+		p := podOf("web", "a: exit 42 5s", "b: run")
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		p.Spec.InitContainers = []corev1.Container{containerOf("one: exit 0")}
+		p.Spec.Containers[0].RestartPolicy = ptr(corev1.ContainerRestartPolicyNever)
+		p.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{{
+			Action:    corev1.ContainerRestartRuleActionRestartAllContainers,
+			ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+		}}
+		r.create(p)
+		r.advance(time.Second)
+		r.rt.took()
+		r.advance(5 * time.Second)
+		r.want("web", "Running one=Completed/0(last Completed/0)x1+ a=running(last Error/42)x1+ b=running(last Error/143)x1+")
+		r.wantTook("stop b 30s", "start one", "start a", "start b")
+		r.advance(6 * time.Second) // the second time it waits
+		if st := r.get("web").Status.ContainerStatuses[1]; st.RestartCount != 1 {
+			t.Error(brief(r.get("web")))
+		}
+		r.advance(10 * time.Second)
+		if st := r.get("web").Status.ContainerStatuses[1]; st.RestartCount != 2 {
+			t.Error(brief(r.get("web")))
+		}
+	})
+}
+
 func TestTermination(t *testing.T) {
 	run(t, func(r *rig) {
 		p := podOf("web", "a: stubborn", "b: run")
@@ -368,7 +395,7 @@ func (r *rig) wantPods(want ...string) {
 	r.t.Helper()
 	var got []string
 	for _, e := range r.takeEvents() {
-		if !strings.HasPrefix(e, "Starting:") && !strings.HasPrefix(e, "NodeReady:") {
+		if !strings.HasPrefix(e, "Starting:") && !strings.HasPrefix(e, "Node") {
 			got = append(got, e)
 		}
 	}

@@ -1,8 +1,6 @@
 package node
 
 import (
-	"bufio"
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	hostmachine "coracle.dev/coracle/linux/machine"
 	"coracle.dev/coracle/linux/podfs"
 )
 
@@ -36,13 +35,13 @@ type pressure struct {
 // inspect measures the machine. dataDir is on the filesystem whose space pods use.
 func inspect(dataDir string) (machine, error) {
 	m := machine{dataDir: dataDir}
-	memory, _, err := memoryInfo()
+	usage, err := hostmachine.Read()
 	if err != nil {
 		return m, err
 	}
 	m.capacity = corev1.ResourceList{
 		corev1.ResourceCPU:    *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
-		corev1.ResourceMemory: *resource.NewQuantity(int64(memory), resource.BinarySI),
+		corev1.ResourceMemory: *resource.NewQuantity(int64(usage.MemoryBytes), resource.BinarySI),
 	}
 	if err := os.MkdirAll(dataDir, 0o711); err != nil {
 		return m, err
@@ -63,7 +62,7 @@ func inspect(dataDir string) (machine, error) {
 		OSImage:         osImage(),
 		OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
 	}
-	if swap := swapCapacity(); swap > 0 {
+	if swap := int64(usage.SwapBytes); swap > 0 {
 		m.info.Swap = &corev1.NodeSwapStatus{Capacity: &swap}
 	}
 	return m, nil
@@ -96,35 +95,6 @@ func osImage() string {
 	return "Linux"
 }
 
-// memoryInfo gives the machine's memory and what of it is available, in bytes.
-func memoryInfo() (total, available uint64, err error) {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0, 0, err
-	}
-	return meminfo(data, "MemTotal:"), meminfo(data, "MemAvailable:"), nil
-}
-
-func swapCapacity() int64 {
-	data, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0
-	}
-	return int64(meminfo(data, "SwapTotal:"))
-}
-
-// meminfo reads one line of /proc/meminfo, in bytes.
-func meminfo(data []byte, key string) uint64 {
-	lines := bufio.NewScanner(bytes.NewReader(data))
-	for lines.Scan() {
-		if rest, ok := strings.CutPrefix(lines.Text(), key); ok {
-			kib, _ := strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return kib * 1024
-		}
-	}
-	return 0
-}
-
 func hugepageCapacity() corev1.ResourceList {
 	out := corev1.ResourceList{}
 	dirs, _ := filepath.Glob("/sys/kernel/mm/hugepages/hugepages-*kB")
@@ -142,25 +112,20 @@ func hugepageCapacity() corev1.ResourceList {
 
 // squeeze measures what is left at present.
 func (m *machine) squeeze() pressure {
-	var p pressure
-	_, available, err := memoryInfo()
+	usage, err := hostmachine.Read()
 	if err != nil {
-		return p
+		return pressure{}
 	}
 	fs, err := podfs.StatFS(m.dataDir)
 	if err != nil || fs.CapacityBytes == 0 {
-		return p
+		return pressure{}
 	}
-	p = pressure{memory: available, disk: float64(fs.AvailableBytes) / float64(fs.CapacityBytes), inodes: 1, measurable: true}
+	p := pressure{
+		memory: usage.AvailableBytes, disk: float64(fs.AvailableBytes) / float64(fs.CapacityBytes), inodes: 1,
+		maxPids: usage.MaxPID, freePids: usage.MaxPID - usage.Tasks, measurable: true,
+	}
 	if fs.Inodes > 0 {
 		p.inodes = float64(fs.InodesFree) / float64(fs.Inodes)
-	}
-	p.maxPids, _ = strconv.ParseInt(firstOf("/proc/sys/kernel/pid_max"), 10, 64)
-	if f := strings.Fields(firstOf("/proc/loadavg")); len(f) > 3 {
-		if _, all, ok := strings.Cut(f[3], "/"); ok {
-			tasks, _ := strconv.ParseInt(all, 10, 64)
-			p.freePids = p.maxPids - tasks
-		}
 	}
 	return p
 }

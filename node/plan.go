@@ -17,15 +17,17 @@ type verb string
 // The actions. Each has its undo: prepare, sandbox and start are undone by teardown
 // and kill; cancel undoes one that is under way.
 const (
-	doPrepare  verb = "prepare"  // make the volumes ready
-	doSandbox  verb = "sandbox"  // make the sandbox and connect it
-	doReset    verb = "reset"    // remove a sandbox that has lost its namespaces
-	doStart    verb = "start"    // pull, create and start a container, run its post-start hook
-	doKill     verb = "kill"     // pre-stop hook, signal, grace, SIGKILL
-	doCancel   verb = "cancel"   // end prepare, sandbox and start where they are
-	doResize   verb = "resize"   // give a running container and its pod other limits (KEP-1287)
-	doTeardown verb = "teardown" // disconnect and unmount
-	doForget   verb = "forget"   // remove sandbox and logs, confirm the deletion in the API
+	doPrepare verb = "prepare" // make the volumes ready
+	doSandbox verb = "sandbox" // make the sandbox and connect it
+	doReset   verb = "reset"   // remove a sandbox that has lost its namespaces
+	doStart   verb = "start"   // pull, create and start a container, run its post-start hook
+	// doStartOver makes all containers begin anew, init containers included, after one of them asked for it.
+	doStartOver verb = "startover"
+	doKill      verb = "kill"     // pre-stop hook, signal, grace, SIGKILL
+	doCancel    verb = "cancel"   // end prepare, sandbox and start where they are
+	doResize    verb = "resize"   // give a running container and its pod other limits (KEP-1287)
+	doTeardown  verb = "teardown" // disconnect and unmount
+	doForget    verb = "forget"   // remove sandbox and logs, confirm the deletion in the API
 )
 
 // action is one thing to do now.
@@ -83,6 +85,10 @@ func decide(v *view, now time.Time) plan {
 		return p
 	}
 	if !ready(&p, &v.sandbox, doSandbox, now) {
+		return p
+	}
+	if c := restartsAll(v); c != nil {
+		decideStartOver(&p, v, c, now)
 		return p
 	}
 	w := walk{p: &p, v: v, now: now}
@@ -266,7 +272,7 @@ const failThen = time.Second
 // rules first, then its policy, then the pod's; KEP-753, KEP-5307).
 func restarts(pod *corev1.Pod, c *corev1.Container, code int32) bool {
 	for _, r := range c.RestartPolicyRules {
-		if r.Action == corev1.ContainerRestartRuleActionRestart && matches(r.ExitCodes, code) {
+		if matches(r.ExitCodes, code) { // with either action it runs again
 			return true
 		}
 	}
@@ -282,6 +288,47 @@ func restarts(pod *corev1.Pod, c *corev1.Container, code int32) bool {
 	}
 	// Init containers of a pod that restarts always are run until they succeed once.
 	return true
+}
+
+// restartsAll gives a container whose end has all of them restart, nil if there is none (KEP-5532).
+func restartsAll(v *view) *containerView {
+	for _, list := range [][]corev1.Container{v.pod.Spec.InitContainers, v.pod.Spec.Containers} {
+		for i := range list {
+			c := v.containers[list[i].Name]
+			if c.op != idle || !c.current.exited() {
+				continue
+			}
+			for _, r := range list[i].RestartPolicyRules {
+				if r.Action == corev1.ContainerRestartRuleActionRestartAllContainers && matches(r.ExitCodes, c.current.exitCode) {
+					return c
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// decideStartOver ends all containers, so that the pod begins anew with its init containers.
+func decideStartOver(p *plan, v *view, cause *containerView, now time.Time) {
+	waits := false
+	for _, c := range v.ordered() {
+		switch {
+		case c.role == record.RoleEphemeral:
+		case c.op != idle:
+			waits = true
+		case c.current.running():
+			waits = true
+			p.add(action{do: doKill, container: c.name, message: "Stopping container " + c.name, grace: podGrace(v.pod)})
+		}
+	}
+	if waits {
+		return
+	}
+	if at := cause.crash.until(cause.current.finished); at.After(now) {
+		p.at(at)
+		return
+	}
+	p.add(action{do: doStartOver, container: cause.name})
 }
 
 func matches(r *corev1.ContainerRestartRuleOnExitCodes, code int32) bool {

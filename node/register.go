@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -50,6 +51,7 @@ func (a *Agent) register(ctx context.Context) error {
 		created, err := a.cfg.Client.Create(ctx, client.Nodes.Name, fresh.DeepCopy(), client.WriteOptions{})
 		if err == nil {
 			node = created.(*corev1.Node)
+			defer a.conditionEvents(&corev1.NodeStatus{}, &fresh.Status)
 			break
 		}
 		if apierrors.IsAlreadyExists(err) {
@@ -274,12 +276,16 @@ func (a *Agent) conditionEvents(was, is *corev1.NodeStatus) {
 		}
 		reason := c.Reason
 		if c.Type == corev1.NodeReady {
-			reason = "NodeReady"
+			reason = "KubeletReady"
 			if c.Status != corev1.ConditionTrue {
-				reason = "NodeNotReady"
+				reason = "KubeletNotReady"
 			}
 		}
+		reason = "Node" + strings.TrimPrefix(reason, "Kubelet")
 		a.eventNode(reason, fmt.Sprintf("Node %s status is now: %s", a.cfg.NodeName, reason))
+	}
+	if old := was.NodeInfo.BootID; old != "" && old != is.NodeInfo.BootID {
+		a.eventNodeWarning("Rebooted", fmt.Sprintf("Node %s has been rebooted, boot id: %s", a.cfg.NodeName, is.NodeInfo.BootID))
 	}
 }
 

@@ -476,9 +476,27 @@ func setCondition(st *corev1.PodStatus, c corev1.PodCondition, generation int64,
 // sameStatus tells whether two statuses say the same.
 func sameStatus(a, b *corev1.PodStatus) bool { return equality.Semantic.DeepEqual(a, b) }
 
+// onlySeen tells whether a status says nothing new but that a generation was seen.
+func onlySeen(from, to *corev1.PodStatus) bool {
+	if from.ObservedGeneration == to.ObservedGeneration {
+		return false
+	}
+	a, b := from.DeepCopy(), to.DeepCopy()
+	for _, st := range []*corev1.PodStatus{a, b} {
+		st.ObservedGeneration = 0
+		for i := range st.Conditions {
+			st.Conditions[i].ObservedGeneration = 0
+		}
+	}
+	return sameStatus(a, b)
+}
+
 // pressing tells whether a change of status should be written at once: what others
 // wait for. The rest may wait a moment, so that a quick start is one write.
 func pressing(from, to *corev1.PodStatus) bool {
+	if onlySeen(from, to) {
+		return false
+	}
 	if from.Phase != to.Phase && to.Phase != corev1.PodPending {
 		return true
 	}

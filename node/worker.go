@@ -318,7 +318,9 @@ func (w *worker) publish(ctx context.Context, now time.Time) time.Time {
 	if w.status.retry.After(now) {
 		return w.status.retry
 	}
-	leaving := w.v.pod.DeletionTimestamp != nil && quiet(&w.v) // the last status is written with the end
+	deleted := w.v.pod.DeletionTimestamp != nil
+	// The last status is written with the end.
+	leaving := deleted && (quiet(&w.v) || onlySeen(&w.v.pod.Status, &st))
 	if w.a.cfg.Settle > 0 && (leaving || !pressing(&w.v.pod.Status, &st)) {
 		if w.status.hold.IsZero() {
 			w.status.hold = now.Add(w.a.cfg.Settle)
