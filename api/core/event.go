@@ -70,7 +70,7 @@ func ValidateEvent(e *corev1.Event) field.ErrorList {
 
 // reporter checks who says what (KEP-383).
 func reporter(r *report, e *corev1.Event) {
-	controller := field.NewPath("reportingController")
+	controller := field.NewPath("reportingComponent") // as v1 names it
 	if e.ReportingController == "" {
 		r.required(controller, "")
 	}

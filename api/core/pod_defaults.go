@@ -1,8 +1,6 @@
 package core
 
 import (
-	"strings"
-
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
@@ -201,26 +199,12 @@ func defaultContainer(c *corev1.Container) {
 	}
 }
 
-// pullPolicy is Always for images without a tag or with the tag latest.
+// pullPolicy is Always for images with the tag latest, which is what no tag means.
 func pullPolicy(image string) corev1.PullPolicy {
-	if tag := imageTag(image); tag == "latest" {
+	if imageTag(image) == "latest" {
 		return corev1.PullAlways
 	}
 	return corev1.PullIfNotPresent
-}
-
-// imageTag gives the tag of an image reference, "latest" where it has neither tag nor
-// digest, and "" where it has only a digest.
-func imageTag(image string) string {
-	name, _, digest := strings.Cut(image, "@")
-	slash := strings.LastIndexByte(name, '/')
-	if colon := strings.LastIndexByte(name, ':'); colon > slash {
-		return name[colon+1:]
-	}
-	if digest {
-		return ""
-	}
-	return "latest"
 }
 
 func defaultEnv(e *corev1.EnvVar) {

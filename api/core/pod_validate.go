@@ -3,6 +3,7 @@ package core
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -205,6 +206,12 @@ func (c *podCheck) names(p *field.Path) {
 
 // podAnnotations checks the annotations that mean something to Kubernetes.
 func podAnnotations(r *report, annotations map[string]string, s *corev1.PodSpec, p *field.Path) {
+	before := len(r.errs)
+	defer func() {
+		if found := r.errs[before:]; len(found) > 1 {
+			slices.SortStableFunc(found, func(a, b *field.Error) int { return strings.Compare(a.Field, b.Field) })
+		}
+	}()
 	for key, value := range annotations {
 		switch {
 		case key == corev1.MirrorPodAnnotationKey:
