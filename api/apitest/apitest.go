@@ -76,6 +76,7 @@ func runFile(t *testing.T, registry *api.Registry, file string) {
 	for i := range archive.Files {
 		section := &archive.Files[i]
 		verb, _, _ := strings.Cut(section.Name, " ")
+		verb = strings.TrimSuffix(verb, ":")
 		if verb != "errors" {
 			s.settle()
 		}

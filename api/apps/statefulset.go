@@ -92,10 +92,17 @@ func defaultStatefulSet(set *appsv1.StatefulSet) {
 	or(&s.RevisionHistoryLimit, 10)
 }
 
+// statefulSetCreate also checks what cannot change later, and was not always checked.
 func statefulSetCreate(s *appsv1.StatefulSet) field.ErrorList {
 	errs := statefulSetSpec(&s.Spec)
 	if name := s.Spec.ServiceName; name != "" {
 		errs = append(errs, validate.Invalids(field.NewPath("spec", "serviceName"), name, validate.Label(name, false))...)
+	}
+	for i := range s.Spec.VolumeClaimTemplates {
+		c := &s.Spec.VolumeClaimTemplates[i]
+		path := field.NewPath("spec", "volumeClaimTemplates").Index(i)
+		errs = append(errs, validate.TemplateMeta(&c.ObjectMeta, path.Child("metadata"))...)
+		errs = append(errs, core.ValidatePersistentVolumeClaimSpec(&c.Spec, path.Child("spec"))...)
 	}
 	return errs
 }

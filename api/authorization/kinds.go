@@ -150,9 +150,10 @@ func selectors(r *authorizationv1.ResourceAttributes, path *field.Path) field.Er
 	return errs
 }
 
-// noMeta refuses metadata: a review is no object that is kept.
+// noMeta refuses metadata: a review is no object that is kept. What a server may have
+// filled in before it asks does not count.
 func noMeta(m metav1.ObjectMeta, namespaced bool) field.ErrorList {
-	m.ManagedFields = nil
+	m.ManagedFields, m.UID, m.CreationTimestamp = nil, "", metav1.Time{}
 	message := "must be empty"
 	if namespaced {
 		m.Namespace = ""

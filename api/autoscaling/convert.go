@@ -7,6 +7,7 @@ import (
 	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"coracle.dev/coracle/api"
@@ -31,7 +32,7 @@ func toV2(o runtime.Object) (api.Object, error) {
 		return nil, fmt.Errorf("%T is no autoscaling/v1 HorizontalPodAutoscaler", o)
 	}
 	in = in.DeepCopy()
-	out := &autoscalingv2.HorizontalPodAutoscaler{ObjectMeta: in.ObjectMeta}
+	out := &autoscalingv2.HorizontalPodAutoscaler{TypeMeta: typeMeta("autoscaling/v2"), ObjectMeta: in.ObjectMeta}
 	out.Spec = autoscalingv2.HorizontalPodAutoscalerSpec{
 		ScaleTargetRef: autoscalingv2.CrossVersionObjectReference(in.Spec.ScaleTargetRef),
 		MinReplicas:    in.Spec.MinReplicas,
@@ -87,6 +88,10 @@ func toV2(o runtime.Object) (api.Object, error) {
 	return out, nil
 }
 
+func typeMeta(version string) metav1.TypeMeta {
+	return metav1.TypeMeta{APIVersion: version, Kind: "HorizontalPodAutoscaler"}
+}
+
 func cpuUtilization(percent int32) autoscalingv2.MetricSpec {
 	return autoscalingv2.MetricSpec{
 		Type: autoscalingv2.ResourceMetricSourceType,
@@ -118,7 +123,7 @@ func toV1(o api.Object) (runtime.Object, error) {
 		return nil, fmt.Errorf("%T is no autoscaling/v2 HorizontalPodAutoscaler", o)
 	}
 	in = in.DeepCopy()
-	out := &autoscalingv1.HorizontalPodAutoscaler{ObjectMeta: in.ObjectMeta}
+	out := &autoscalingv1.HorizontalPodAutoscaler{TypeMeta: typeMeta("autoscaling/v1"), ObjectMeta: in.ObjectMeta}
 	for _, name := range carried {
 		delete(out.Annotations, name)
 	}

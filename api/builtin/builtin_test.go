@@ -219,7 +219,7 @@ func TestAutoscalerRoundTrip(t *testing.T) {
 	f := filler(2).Funcs(fillMetrics, fillStatus)
 	for range 200 {
 		in := random(k, f).(*autoscalingv2.HorizontalPodAutoscaler)
-		in.TypeMeta = metav1.TypeMeta{}
+		in.TypeMeta = metav1.TypeMeta{APIVersion: "autoscaling/v2", Kind: k.Kind}
 		k.Default(in)
 		in.Spec.Metrics = cpuLast(in.Spec.Metrics)
 		before := in.DeepCopy()
@@ -332,7 +332,7 @@ func TestEventRoundTrip(t *testing.T) {
 	f := filler(3)
 	for range 200 {
 		in := random(k, f).(*corev1.Event)
-		in.TypeMeta = metav1.TypeMeta{}
+		in.TypeMeta = metav1.TypeMeta{APIVersion: "v1", Kind: k.Kind}
 		shown, err := v1.FromHub(in)
 		if err != nil {
 			t.Fatal(err)

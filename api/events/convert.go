@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"coracle.dev/coracle/api"
@@ -20,6 +21,7 @@ func toCore(o runtime.Object) (api.Object, error) {
 	}
 	in = in.DeepCopy()
 	out := &corev1.Event{
+		TypeMeta:            metav1.TypeMeta{APIVersion: "v1", Kind: "Event"},
 		ObjectMeta:          in.ObjectMeta,
 		InvolvedObject:      in.Regarding,
 		Reason:              in.Reason,
@@ -49,6 +51,7 @@ func fromCore(o api.Object) (runtime.Object, error) {
 	}
 	in = in.DeepCopy()
 	out := &eventsv1.Event{
+		TypeMeta:                 metav1.TypeMeta{APIVersion: "events.k8s.io/v1", Kind: "Event"},
 		ObjectMeta:               in.ObjectMeta,
 		EventTime:                in.EventTime,
 		ReportingController:      in.ReportingController,

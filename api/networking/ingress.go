@@ -277,9 +277,6 @@ func hosts(rules []networkingv1.IngressRule) string {
 	return declare.Some(named, 3)
 }
 
-// addressWidth is how much of the addresses the table shows.
-const addressWidth = 16
-
 func addresses(s *networkingv1.IngressLoadBalancerStatus) string {
 	var all []string
 	for _, in := range s.Ingress {
@@ -292,9 +289,5 @@ func addresses(s *networkingv1.IngressLoadBalancerStatus) string {
 		}
 	}
 	slices.Sort(all)
-	text := strings.Join(all, ",")
-	if len(text) > addressWidth {
-		text = text[:addressWidth-3] + "..."
-	}
-	return text
+	return strings.Join(all, ",")
 }
