@@ -159,7 +159,7 @@ func (s *Store) add(ctx context.Context, c content, names, digests []string, pin
 		s.giveBack(chains)
 		return container.Image{}, err
 	}
-	if err := empty(trash); err != nil {
+	if err := emptyTrash(trash); err != nil {
 		s.log.Warn("removing old layers", "error", err)
 	}
 	return img, nil
@@ -197,7 +197,7 @@ func (s *Store) giveBack(chains []string) {
 	s.mu.Lock()
 	trash := s.releaseLayers(chains)
 	s.mu.Unlock()
-	if err := empty(trash); err != nil {
+	if err := emptyTrash(trash); err != nil {
 		s.log.Warn("removing layers", "error", err)
 	}
 }

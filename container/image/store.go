@@ -354,11 +354,11 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 		trash, err = s.drop(r)
 	}
 	s.mu.Unlock()
-	return errors.Join(err, empty(trash))
+	return errors.Join(err, emptyTrash(trash))
 }
 
-// empty removes directories that nothing refers to any more.
-func empty(trash []string) error {
+// emptyTrash removes directories that nothing refers to any more.
+func emptyTrash(trash []string) error {
 	var errs []error
 	for _, dir := range trash {
 		errs = append(errs, os.RemoveAll(dir))
@@ -428,12 +428,14 @@ func (s *Store) GC(ctx context.Context, p container.GCPolicy) (container.GCResul
 	if now.IsZero() {
 		now = s.now()
 	}
+	all := p.HighPercent == 0 && p.MaxAge == 0
+	full := p.HighPercent > 0 && s.above(p.HighPercent) > 0
 	for _, img := range s.unused(now, p.MinAge) {
 		if err := ctx.Err(); err != nil {
 			return res, err
 		}
-		need := s.short(p)
-		if need == 0 && (p.MaxAge == 0 || now.Sub(lastUse(img)) <= p.MaxAge) {
+		old := p.MaxAge > 0 && now.Sub(lastUse(img)) > p.MaxAge
+		if !all && !old && !(full && s.above(p.LowPercent) > 0) {
 			continue
 		}
 		before := s.Usage().Bytes
@@ -445,35 +447,22 @@ func (s *Store) GC(ctx context.Context, p container.GCPolicy) (container.GCResul
 		}
 		res.Removed = append(res.Removed, img.ID)
 		res.Freed += before - s.Usage().Bytes
-		if p.HighPercent != 0 {
-			p.HighPercent = p.LowPercent // once begun, go on to the low mark
-		}
 	}
-	res.Short = s.short(p)
-	if p.HighPercent == 0 {
-		res.Short = 0
+	if full {
+		res.Short = s.above(p.LowPercent)
 	}
 	return res, nil
 }
 
-// short is by how many bytes the filesystem is fuller than it should be, 0 below the high mark.
-func (s *Store) short(p container.GCPolicy) uint64 {
-	if p.HighPercent == 0 {
-		if p.MaxAge != 0 {
-			return 0
-		}
-		return 1
-	}
+// above is by how many bytes the filesystem is fuller than a percentage.
+func (s *Store) above(percent int) uint64 {
 	u := s.Usage()
-	used := u.FSCapacity - u.FSAvailable
-	if u.FSCapacity == 0 || used*100 < uint64(p.HighPercent)*u.FSCapacity {
+	used := u.FSCapacity - min(u.FSCapacity, u.FSAvailable)
+	mark := u.FSCapacity / 100 * uint64(percent)
+	if used <= mark {
 		return 0
 	}
-	target := uint64(p.LowPercent) * u.FSCapacity / 100
-	if used <= target {
-		return 0
-	}
-	return used - target
+	return used - mark
 }
 
 func lastUse(img container.Image) time.Time {

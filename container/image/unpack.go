@@ -67,7 +67,8 @@ type unpacker struct {
 	root   int
 	limits Limits
 	total  unpacked
-	// mine holds the paths that this layer made: a whiteout does not remove them.
+	// mine holds the paths that this layer made, and the directories they are in: a whiteout
+	// removes only what else is there.
 	mine map[string]bool
 	// dirTimes are set at the end, as making files changes them.
 	dirTimes map[string]time.Time
@@ -121,11 +122,19 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 	if err := u.make(fd, base, h, content); err != nil {
 		return err
 	}
-	u.mine[name] = true
+	u.touch(name)
 	if h.Typeflag == tar.TypeLink {
 		return nil // shares everything with its target
 	}
 	return u.attributes(fd, base, h, name)
+}
+
+// touch notes that this layer made a path.
+func (u *unpacker) touch(name string) {
+	for !u.mine[name] && name != "/" {
+		u.mine[name] = true
+		name = path.Dir(name)
+	}
 }
 
 // inRoot opens a path below the root without following anything out of it.
@@ -159,7 +168,7 @@ func (u *unpacker) parent(dir string) (int, error) {
 		if merr := unix.Mkdirat(upfd, base, 0o755); merr != nil {
 			return -1, fmt.Errorf("making %s: %w", dir, merr)
 		}
-		u.mine[dir] = true
+		u.touch(dir)
 		fd, err = unix.Openat(upfd, base, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	}
 	if err != nil {
@@ -203,7 +212,7 @@ func (u *unpacker) hide(fd int, dir, name string) error {
 	}
 	sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil // not a directory: this layer's own
+		return nil //nolint:nilerr // not a directory: this layer's own
 	}
 	defer unix.Close(sub)
 	names, err := readNames(sub)

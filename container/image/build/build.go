@@ -57,8 +57,9 @@ type layer struct {
 // Write writes the image as a docker archive.
 func (img Image) Write(w io.Writer) error {
 	var layers []layer
+	made := map[string]bool{".": true, "/": true}
 	for _, files := range img.Layers {
-		data, err := layerTar(files)
+		data, err := layerTar(files, made)
 		if err != nil {
 			return fmt.Errorf("building an image: %w", err)
 		}
@@ -150,10 +151,10 @@ func (img Image) config(layers []layer) ([]byte, error) {
 	})
 }
 
-func layerTar(files []File) ([]byte, error) {
+// layerTar writes a layer. made are the directories, and links to some, that are there already.
+func layerTar(files []File, made map[string]bool) ([]byte, error) {
 	var b bytes.Buffer
 	tw := tar.NewWriter(&b)
-	made := map[string]bool{".": true, "/": true}
 	for _, f := range files {
 		name := strings.TrimPrefix(path.Clean("/"+f.Path), "/")
 		if err := parents(tw, path.Dir(name), made); err != nil {
@@ -162,7 +163,7 @@ func layerTar(files []File) ([]byte, error) {
 		if err := member(tw, name, f); err != nil {
 			return nil, err
 		}
-		if f.Dir {
+		if f.Dir || f.Link != "" {
 			made[name] = true
 		}
 	}
