@@ -2,6 +2,7 @@ package scripts
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -27,7 +28,7 @@ func TestScripts(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Fatal("these scenarios run real containers: run them as root")
 	}
-	bin, err := filepath.Abs("../../bin")
+	bin, err := filepath.Abs(cmp.Or(os.Getenv("CORACLE_BIN"), "../../bin"))
 	if err != nil {
 		t.Fatal(err)
 	}
