@@ -1,6 +1,8 @@
 package core
 
 import (
+	"cmp"
+	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -10,6 +12,24 @@ import (
 
 	"coracle.dev/coracle/api/validate"
 )
+
+// inOrder goes through a map by its keys in order, so that errors do not change places. Small maps
+// cost no allocation.
+func inOrder[K cmp.Ordered, V any](m map[K]V) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) {
+		var room [8]K
+		keys := room[:0]
+		for k := range m {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		for _, k := range keys {
+			if !yield(k, m[k]) {
+				return
+			}
+		}
+	}
+}
 
 // report gathers what is wrong with an object. Its methods build a path only where
 // they have something to say.

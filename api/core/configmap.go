@@ -33,7 +33,7 @@ func configMapKind() *api.Kind {
 
 func validateConfigMap(c *corev1.ConfigMap) field.ErrorList {
 	r, size := &report{}, 0
-	for _, key := range slices.Sorted(maps.Keys(c.Data)) {
+	for key := range inOrder(c.Data) {
 		size += len(c.Data[key])
 		if m := validate.ConfigKey(key); m != nil {
 			r.invalids(field.NewPath("data").Key(key), key, m)
@@ -42,7 +42,7 @@ func validateConfigMap(c *corev1.ConfigMap) field.ErrorList {
 			r.invalid(field.NewPath("data").Key(key), key, "duplicate of key present in binaryData")
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(c.BinaryData)) {
+	for key := range inOrder(c.BinaryData) {
 		size += len(c.BinaryData[key])
 		if m := validate.ConfigKey(key); m != nil {
 			r.invalids(field.NewPath("binaryData").Key(key), key, m)

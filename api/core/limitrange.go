@@ -2,8 +2,6 @@ package core
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 
@@ -91,7 +89,7 @@ func limitType(r *report, t corev1.LimitType, p *field.Path) {
 func limitItem(r *report, l *corev1.LimitRangeItem, p *field.Path) {
 	seen := map[corev1.ResourceName]bool{}
 	list := func(resources corev1.ResourceList, child string) {
-		for _, name := range slices.Sorted(maps.Keys(resources)) {
+		for name := range inOrder(resources) {
 			seen[name] = true
 			if l.Type == corev1.LimitTypePod || l.Type == corev1.LimitTypeContainer {
 				r.add(validate.ContainerResourceName(name, p.Child(child).Key(string(name))))
@@ -122,7 +120,7 @@ func limitItem(r *report, l *corev1.LimitRangeItem, p *field.Path) {
 		}
 	}
 	list(l.MaxLimitRequestRatio, "maxLimitRequestRatio")
-	for _, name := range slices.Sorted(maps.Keys(seen)) {
+	for name := range inOrder(seen) {
 		limitAmounts(r, l, name, p)
 	}
 }

@@ -86,10 +86,10 @@ func validateNode(n *corev1.Node) field.ErrorList {
 func nodeRules(r *report, n *corev1.Node) {
 	nodeAnnotations(r, n.Annotations)
 	taints(r, n.Spec.Taints, metadataPath.Child("taints")) // upstream's path
-	for name, q := range n.Status.Capacity {
+	for name, q := range inOrder(n.Status.Capacity) {
 		r.add(validate.ResourceQuantity(name, q, statusPath.Child("capacity", string(name))))
 	}
-	for name, q := range n.Status.Allocatable {
+	for name, q := range inOrder(n.Status.Allocatable) {
 		r.add(validate.ResourceQuantity(name, q, statusPath.Child("allocatable", string(name))))
 	}
 	if s := n.Status.NodeInfo.Swap; s != nil && s.Capacity != nil {
@@ -306,7 +306,7 @@ func nodeStatus(n *corev1.Node) string {
 
 func nodeRoles(n *corev1.Node) []string {
 	var roles []string
-	for key, value := range n.Labels {
+	for key, value := range inOrder(n.Labels) {
 		if role, ok := strings.CutPrefix(key, "node-role.kubernetes.io/"); ok && role != "" {
 			roles = append(roles, role)
 		} else if key == "kubernetes.io/role" && value != "" {

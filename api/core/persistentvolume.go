@@ -171,7 +171,7 @@ func volumeCapacity(r *report, s *corev1.PersistentVolumeSpec, p *field.Path) {
 	if _, ok := s.Capacity[corev1.ResourceStorage]; !ok || len(s.Capacity) > 1 {
 		r.addOne(field.NotSupported(p, s.Capacity, []corev1.ResourceName{corev1.ResourceStorage}))
 	}
-	for name, q := range s.Capacity {
+	for name, q := range inOrder(s.Capacity) {
 		if q.Value() < 0 {
 			r.invalid(p.Key(string(name)), q.Value(), "must be a valid resource quantity")
 		}

@@ -258,17 +258,17 @@ func claimStatusUpdate(c, _ *corev1.PersistentVolumeClaim) field.ErrorList {
 	if len(c.Spec.AccessModes) == 0 {
 		r.required(field.NewPath("Spec", "accessModes"), "")
 	}
-	for name, q := range c.Status.Capacity {
+	for name, q := range inOrder(c.Status.Capacity) {
 		if q.Value() < 0 {
 			r.invalid(statusPath.Child("capacity").Key(string(name)), q.Value(), "must be a valid resource quantity")
 		}
 	}
-	for name, status := range c.Status.AllocatedResourceStatuses {
+	for name, status := range inOrder(c.Status.AllocatedResourceStatuses) {
 		p := statusPath.Child("allocatedResourceStatuses")
 		claimResource(r, name, p)
 		r.add(resizeStatus(name, status, p))
 	}
-	for name, q := range c.Status.AllocatedResources {
+	for name, q := range inOrder(c.Status.AllocatedResources) {
 		p := statusPath.Child("allocatedResources")
 		before := len(r.errs)
 		claimResource(r, name, p)

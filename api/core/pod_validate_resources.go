@@ -36,16 +36,15 @@ func (c *podCheck) resources(rs *corev1.ResourceRequirements, name nameRule, p *
 	}
 }
 
-// requirements checks limits, requests and what they are to each other. The map's order decides
-// that of the errors, as upstream.
+// requirements checks limits, requests and what they are to each other.
 func requirements(r *report, rs *corev1.ResourceRequirements, name nameRule, place func() *field.Path) {
 	var compute, huge bool
-	for resource, q := range rs.Limits {
+	for resource, q := range inOrder(rs.Limits) {
 		resourceAmount(r, resource, q, name, place, "limits")
 		compute = compute || resource == corev1.ResourceCPU || resource == corev1.ResourceMemory
 		huge = huge || validate.HugePages(resource)
 	}
-	for resource, q := range rs.Requests {
+	for resource, q := range inOrder(rs.Requests) {
 		request(r, resource, q, rs.Limits, name, place)
 		compute = compute || resource == corev1.ResourceCPU || resource == corev1.ResourceMemory
 		huge = huge || validate.HugePages(resource)
@@ -224,20 +223,20 @@ func podResourceName(name corev1.ResourceName, p *field.Path) field.ErrorList {
 
 func (c *podCheck) podResourcesCoverContainers(rs *corev1.ResourceRequirements, p *field.Path) {
 	pod := &corev1.Pod{Spec: *c.s}
-	for name, sum := range resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{}) {
+	for name, sum := range inOrder(resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{})) {
 		if have, ok := rs.Requests[name]; ok && sum.Cmp(have) > 0 {
 			c.invalid(p.Child("requests").Key(string(name)), have.String(),
 				fmt.Sprintf("must be greater than or equal to aggregate container requests of %s", sum.String()))
 		}
 	}
-	for name, sum := range resourcehelper.AggregateContainerLimits(pod, resourcehelper.PodResourcesOptions{}) {
+	for name, sum := range inOrder(resourcehelper.AggregateContainerLimits(pod, resourcehelper.PodResourcesOptions{})) {
 		if have, ok := rs.Limits[name]; ok && validate.HugePages(name) && sum.Cmp(have) > 0 {
 			c.invalid(p.Child("limits").Key(string(name)), have.String(),
 				fmt.Sprintf("must be greater than or equal to aggregate container limits of %s", sum.String()))
 		}
 	}
 	for i := range c.s.Containers {
-		for name, limit := range c.s.Containers[i].Resources.Limits {
+		for name, limit := range inOrder(c.s.Containers[i].Resources.Limits) {
 			if have, ok := rs.Limits[name]; ok && limit.Cmp(have) > 0 {
 				c.invalid(p.Child("containers").Index(i).Key(string(name)).Child("limits"), limit.String(),
 					fmt.Sprintf("must be less than or equal to pod limits of %s", have.String()))

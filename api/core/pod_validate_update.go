@@ -139,7 +139,7 @@ func narrowedTerm(t, old *corev1.NodeSelectorTerm) bool {
 
 // podAnnotationsUpdate holds on to annotations that say what a pod is.
 func podAnnotationsUpdate(r *report, p, old *corev1.Pod) {
-	for key, value := range old.Annotations {
+	for key, value := range inOrder(old.Annotations) {
 		if v, ok := p.Annotations[key]; ok && v == value {
 			continue
 		}
@@ -150,7 +150,7 @@ func podAnnotationsUpdate(r *report, p, old *corev1.Pod) {
 			r.forbidden(annotationsPath.Key(key), "may not remove or update mirror pod annotation")
 		}
 	}
-	for key := range p.Annotations {
+	for key := range inOrder(p.Annotations) {
 		if _, ok := old.Annotations[key]; ok {
 			continue
 		}

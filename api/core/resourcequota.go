@@ -1,7 +1,6 @@
 package core
 
 import (
-	"maps"
 	"slices"
 	"strings"
 
@@ -78,7 +77,7 @@ func validateQuota(q *corev1.ResourceQuota) field.ErrorList {
 }
 
 func quotaAmounts(r *report, l corev1.ResourceList, p *field.Path) {
-	for _, name := range slices.Sorted(maps.Keys(l)) {
+	for name := range inOrder(l) {
 		at := p.Key(string(name))
 		r.add(validate.ResourceName(name, at))
 		if !strings.Contains(string(name), "/") && !standardQuota(name) {
@@ -133,7 +132,7 @@ func scopeCovers(s corev1.ResourceQuotaScope, name corev1.ResourceName) bool {
 
 // scopeCheck is what a list of scopes and a selector of scopes have in common.
 func scopeCheck(r *report, s *corev1.ResourceQuotaSpec, scope corev1.ResourceQuotaScope, p *field.Path, said any) {
-	for _, name := range slices.Sorted(maps.Keys(s.Hard)) {
+	for name := range inOrder(s.Hard) {
 		if standardQuota(name) && !scopeCovers(scope, name) {
 			r.invalid(p, said, "unsupported scope applied to resource")
 		}
@@ -197,7 +196,7 @@ func quotaSelector(r *report, s *corev1.ResourceQuotaSpec) {
 // quotaCell shows "name: used/hard" of limits, or of all others.
 func quotaCell(q *corev1.ResourceQuota, limits bool) string {
 	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(q.Status.Hard)) {
+	for name := range inOrder(q.Status.Hard) {
 		if strings.HasPrefix(string(name), "limits") != limits {
 			continue
 		}

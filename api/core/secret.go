@@ -55,7 +55,7 @@ func defaultSecret(s *corev1.Secret) {
 
 func validateSecret(s *corev1.Secret) field.ErrorList {
 	r, p, size := &report{}, field.NewPath("data"), 0
-	for _, key := range slices.Sorted(maps.Keys(s.Data)) {
+	for key := range inOrder(s.Data) {
 		size += len(s.Data[key])
 		if m := validate.ConfigKey(key); m != nil {
 			r.invalids(p.Key(key), key, m)
