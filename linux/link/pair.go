@@ -192,7 +192,7 @@ type Found struct {
 // Pairs lists the pairs whose host end's name begins with prefix, with the
 // addresses that are routed to them.
 func Pairs(prefix string) ([]Found, error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -208,7 +208,7 @@ func Pairs(prefix string) ([]Found, error) {
 	if len(found) == 0 {
 		return nil, nil
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -228,7 +228,7 @@ func Pairs(prefix string) ([]Found, error) {
 // Routed lists the prefixes that the host has routes to, other than default
 // routes, so that a new range can be chosen beside them.
 func Routed() ([]netip.Prefix, error) {
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	routes, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -253,7 +253,7 @@ func HostAddr() (netip.Addr, error) {
 			return addr, nil
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list links: %w", err)
 	}
@@ -261,7 +261,7 @@ func HostAddr() (netip.Addr, error) {
 		if l.Attrs().Flags&net.FlagUp == 0 || l.Attrs().Flags&net.FlagLoopback != 0 {
 			continue
 		}
-		addrs, err := netlink.AddrList(l, netlink.FAMILY_V4)
+		addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(l, netlink.FAMILY_V4) })
 		if err != nil {
 			return netip.Addr{}, fmt.Errorf("list addresses: %w", err)
 		}
@@ -322,7 +322,9 @@ func Blackhole(to netip.Prefix) error {
 
 // RemoveRoutes deletes the routes of the host to exactly these ranges.
 func RemoveRoutes(ranges ...netip.Prefix) error {
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
