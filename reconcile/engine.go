@@ -37,7 +37,7 @@ type Engine struct {
 	started  bool
 	stopped  bool
 	timers   timers
-	position store.Revision // through which the dispatcher has read
+	position store.Revision // through which the dispatcher has read; -1 before it began
 	waiters  []*waiter
 	ctx      context.Context // of Run
 }
@@ -60,6 +60,7 @@ type watcher struct {
 
 type waiter struct {
 	rev  store.Revision
+	idle bool // wait until nothing at all is to be done, too
 	done chan struct{}
 }
 
@@ -77,6 +78,7 @@ func NewEngine(c client.Client, log *slog.Logger, now func() time.Time) *Engine 
 		byName:   map[string]*runner{},
 		inputs:   map[string][]watcher{},
 		poke:     make(chan struct{}, 1),
+		position: -1,
 	}
 }
 
@@ -335,13 +337,13 @@ func (e *Engine) work(r *runner, it *item) *item {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.finish(r, it, o, after, err, now)
-	if e.stopped || e.ctx.Err() != nil {
-		r.running--
-		return nil
+	var next *item
+	if !e.stopped && e.ctx.Err() == nil {
+		next = r.queue.next(now)
 	}
-	next := r.queue.next(now)
 	if next == nil {
 		r.running--
+		e.tellWaiters()
 	}
 	return next
 }

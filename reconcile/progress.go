@@ -11,7 +11,8 @@ import (
 )
 
 // CaughtUp is the revision through which the loop of that name has reconciled
-// everything that woke it; 0 for a name that no loop has. A key that keeps failing holds it back.
+// everything that woke it; 0 for a name that no loop has, -1 before the loops have begun. A key that
+// keeps failing holds it back.
 func (e *Engine) CaughtUp(loop string) store.Revision {
 	e.pokeDispatcher()
 	e.mu.Lock()
@@ -39,10 +40,23 @@ func (e *Engine) slowest() store.Revision {
 	return rev
 }
 
+// idle tells whether no loop has anything to do but wait for the clock; Engine.mu is held.
+func (e *Engine) idle() bool {
+	for _, r := range e.runners {
+		if r.running > 0 || r.queue.length() > 0 || r.queue.wakes.first != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // WaitFor returns when every loop has reconciled everything that was woken by
 // revisions up to rev, or with the error of ctx.
 func (e *Engine) WaitFor(ctx context.Context, rev store.Revision) error {
-	w := &waiter{rev: rev, done: make(chan struct{})}
+	return e.wait(ctx, &waiter{rev: rev, done: make(chan struct{})})
+}
+
+func (e *Engine) wait(ctx context.Context, w *waiter) error {
 	e.mu.Lock()
 	e.waiters = append(e.waiters, w)
 	e.tellWaiters()
@@ -65,7 +79,7 @@ func (e *Engine) WaitFor(ctx context.Context, rev store.Revision) error {
 func (e *Engine) Settle(ctx context.Context) (store.Revision, error) {
 	for {
 		rev := e.client.Snapshot().Revision()
-		if err := e.WaitFor(ctx, rev); err != nil {
+		if err := e.wait(ctx, &waiter{rev: rev, idle: true, done: make(chan struct{})}); err != nil {
 			return 0, err
 		}
 		if e.client.Snapshot().Revision() == rev {
@@ -81,7 +95,7 @@ func (e *Engine) tellWaiters() {
 	}
 	rev := e.slowest()
 	e.waiters = slices.DeleteFunc(e.waiters, func(w *waiter) bool {
-		if w.rev > rev {
+		if w.rev > rev || w.idle && !e.idle() {
 			return false
 		}
 		close(w.done)

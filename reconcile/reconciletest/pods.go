@@ -20,14 +20,14 @@ import (
 // they have one), reports them as running and ready at once, and ends pods that are being deleted.
 // A pod with the annotation "test/stuck" stays as it was made; "test/not-ready" runs and is not
 // ready; "test/phase" ends with that phase. With the annotation "test/lingers" a deleted pod does not go away.
-func Kubelet(c *Cluster) reconcile.Loop {
+func Kubelet(c client.Writer) reconcile.Loop {
 	none := func(*corev1.Pod) time.Duration { return 0 }
 	return SlowKubelet(c, none, none)
 }
 
 // SlowKubelet is Kubelet with nodes that take their time: start from binding a pod until it is ready, stop from
 // its deletion until it is gone.
-func SlowKubelet(c *Cluster, start, stop func(*corev1.Pod) time.Duration) reconcile.Loop {
+func SlowKubelet(c client.Writer, start, stop func(*corev1.Pod) time.Duration) reconcile.Loop {
 	return reconcile.Loop{
 		Name:    "test-kubelet",
 		Inputs:  []reconcile.Input{{Resource: client.Pods.Name}},
