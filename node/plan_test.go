@@ -58,6 +58,8 @@ func parseView(t *testing.T, line string) *view {
 				t.Fatal(err)
 			}
 			v.stop = &stop{at: planNow.Add(-d), grace: 30 * time.Second}
+		case key == "phase":
+			pod.Status.Phase = corev1.PodPhase(value)
 		case key == "deadline":
 			var s int64
 			fmt.Sscan(value, &s)
@@ -318,7 +320,9 @@ func TestPhases(t *testing.T) {
 		{"s:side=crash1 m:a=run", "Running"},
 		{"policy=Never stopped=1s torn=done m:a=exit0", "Succeeded"},
 		{"policy=Never stopped=1s torn=done m:a=exit0 m:b=exit2", "Failed"},
-		{"policy=Never stopped=1s s:side=killing m:a=exit0", "Pending"}, // as it was, until nothing runs
+		{"policy=Never stopped=1s s:side=killing m:a=exit0", "Running"}, // until nothing runs
+		{"phase=Failed m:a=run", "Running"},                             // what somebody else wrote
+		{"phase=Failed policy=Never stopped=1s torn=done m:a=exit0", "Failed"},
 		{"policy=Never stopped=1s torn=done s:side=exit143 m:a=exit0", "Succeeded"},
 		{"policy=Never stopped=1s torn=done i:one=exit1 m:a=none", "Failed"},
 		{"deleted=30 stopped=1s torn=done m:a=none", "Failed"},

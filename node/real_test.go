@@ -313,6 +313,53 @@ func TestRealAdoption(t *testing.T) {
 	r.awaitStatus("web", "Running a=running+")
 }
 
+// TestRealLogMessage: output without a newline is the message as it is.
+func TestRealLogMessage(t *testing.T) {
+	r := newReal(t)
+	p := podOf("web")
+	p.Spec.Containers = []corev1.Container{sh("a", "echo -n DONE; exit 1")}
+	p.Spec.RestartPolicy = corev1.RestartPolicyNever
+	p.Spec.Containers[0].TerminationMessagePolicy = corev1.TerminationMessageFallbackToLogsOnError
+	r.create(p)
+	got := r.awaitStatus("web", "Failed a=Error/1")
+	if m := got.Status.ContainerStatuses[0].State.Terminated.Message; m != "DONE" {
+		t.Errorf("message %q", m)
+	}
+}
+
+// TestRealCrowd makes and removes many pods; newReal's cleanup finds what is left behind.
+func TestRealCrowd(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long")
+	}
+	r := newReal(t)
+	const count, rounds = 50, 2
+	for round := range rounds {
+		for i := range count {
+			p := podOf(fmt.Sprintf("p%d-%d", round, i))
+			p.Spec.Containers = []corev1.Container{sh("a", forever), sh("b", "exit 0")}
+			p.Spec.RestartPolicy = corev1.RestartPolicyOnFailure
+			r.create(p)
+		}
+		r.await("all to run", func() bool {
+			ok := 0
+			for p := range client.Pods.List(r.c.Snapshot(), "default") {
+				if p.Status.Phase == corev1.PodRunning {
+					ok++
+				}
+			}
+			return ok == count
+		})
+		for p := range client.Pods.List(r.c.Snapshot(), "default") {
+			_ = r.c.Delete(context.Background(), client.Ref{Resource: "pods", Namespace: "default", Name: p.Name}, client.DeleteOptions{})
+		}
+		r.await("all to go", func() bool { return r.c.Snapshot().Count("pods", "default") == 0 && len(r.a.Pods()) == 0 })
+	}
+	if n := len(r.rt.Containers("")); n > 0 {
+		t.Errorf("%d containers left", n)
+	}
+}
+
 // BenchmarkRealPod measures a pod alone, from its creation in the API to Ready, and to gone.
 func BenchmarkRealPod(b *testing.B) {
 	r := newReal(b)

@@ -258,8 +258,8 @@ func passedInit(v *view) bool {
 
 // phase sums the containers up. A pod shows that it has ended only when nothing of it runs.
 func phase(v *view, st *corev1.PodStatus) corev1.PodPhase {
-	if p := v.pod.Status.Phase; p == corev1.PodSucceeded || p == corev1.PodFailed {
-		return p
+	if v.stop != nil && ended(v.pod) {
+		return v.pod.Status.Phase // it is final
 	}
 	p := spelled(v, st)
 	if v.stop == nil {
@@ -285,13 +285,10 @@ func phase(v *view, st *corev1.PodStatus) corev1.PodPhase {
 
 // unended is the phase of a pod whose end is not reported yet.
 func unended(v *view) corev1.PodPhase {
-	if v.pod.Status.Phase == "" {
-		return corev1.PodPending
-	}
-	if v.pod.Status.Phase == corev1.PodPending && initialized(v) {
+	if initialized(v) || v.pod.Status.Phase == corev1.PodRunning {
 		return corev1.PodRunning
 	}
-	return v.pod.Status.Phase
+	return corev1.PodPending
 }
 
 // spelled is the phase that the container statuses spell by upstream's rules.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -199,11 +200,7 @@ func (w *worker) take() {
 		w.v.volumes.until = time.Time{}
 	}
 	if in.config {
-		for _, c := range w.v.containers {
-			if c.fail != nil && c.fail.reason == reasonConfigError {
-				c.fail.until = time.Time{}
-			}
-		}
+		w.retryConfigs()
 	}
 }
 
@@ -212,8 +209,20 @@ func (w *worker) update(pod *corev1.Pod) {
 	if w.v.resize.state == todo && limitsDiffer(pod, w.v.pod) {
 		w.v.resize, w.v.resizeCondition = step{}, nil // other limits may fit
 	}
+	if !maps.Equal(pod.Annotations, w.v.pod.Annotations) || !maps.Equal(pod.Labels, w.v.pod.Labels) {
+		w.retryConfigs() // the downward API may have what was missing
+	}
 	w.v.pod = pod
 	w.addContainers()
+}
+
+// retryConfigs lets containers that could not be described be tried again at once.
+func (w *worker) retryConfigs() {
+	for _, c := range w.v.containers {
+		if c.fail != nil && c.fail.reason == reasonConfigError {
+			c.fail.until = time.Time{}
+		}
+	}
 }
 
 // limitsDiffer tells whether two versions of a pod ask for other resources.
