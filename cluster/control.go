@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -80,6 +81,10 @@ func (c *Cluster) serveControl() (stop func(), err error) {
 	mux.HandleFunc("GET /images", c.listImages)
 	mux.HandleFunc("DELETE /images", c.removeImage)
 	mux.HandleFunc("POST /images/pull", c.pullImage)
+	// Profiles are for whoever may read the data directory: curl --unix-socket control.sock http://coracle/debug/pprof/profile
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go server.Serve(l) //nolint:errcheck // ends with ErrServerClosed
 	return func() { server.Close() }, nil
