@@ -48,6 +48,7 @@ func run() error {
 	if len(os.Args) != 2 || os.Args[1] != "serve" {
 		return fmt.Errorf("usage: coracle starts this program itself")
 	}
+	unix.Umask(0o022)
 	// A small heap matters more here than the time of collections.
 	debug.SetGCPercent(25)
 	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})

@@ -16,6 +16,7 @@ import (
 
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/embedded/protocol"
+	"coracle.dev/coracle/container/image"
 	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/linux/mount"
 	"coracle.dev/coracle/linux/process"
@@ -150,6 +151,9 @@ func (r *Runtime) buildContainer(_ context.Context, s *sandbox, c *ctr) error {
 	if rec.VolumeImages, err = r.mountImages(c); err != nil {
 		return err
 	}
+	if err := c.makeVolumes(rootfs, img.Config.Volumes); err != nil {
+		return err
+	}
 	b := &builder{r: r, sandbox: s, ctr: c, rec: &rec, image: img, rootfs: rootfs}
 	spec, err := b.spec()
 	if err != nil {
@@ -205,6 +209,40 @@ func (r *Runtime) mountImages(c *ctr) ([]string, error) {
 	return ids, nil
 }
 
+// makeVolumes copies what the image has at the places that it declares as volumes, unless something is mounted there:
+// they are writable even if the root filesystem is not.
+func (c *ctr) makeVolumes(rootfs string, volumes []string) error {
+	for i, path := range volumes {
+		if c.mounted(path) {
+			continue
+		}
+		dir := c.volume(i)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		from, err := inside(rootfs, path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := image.CopyTree(from, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mounted says whether the container mounts something of its own at path.
+func (c *ctr) mounted(path string) bool {
+	return slices.ContainsFunc(c.rec.Config.Mounts, func(m container.Mount) bool {
+		return filepath.Clean(m.ContainerPath) == filepath.Clean("/"+path)
+	})
+}
+
+func (c *ctr) volume(i int) string { return c.file(fmt.Sprintf("volumes/%d", i)) }
+
 func (c *ctr) imageMount(i int) string { return c.file(fmt.Sprintf("images/%d", i)) }
 
 // Start implements container.Runtime.
@@ -216,10 +254,14 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	c.op.Lock()
 	defer c.op.Unlock()
 	r.mu.Lock()
-	status, rec := c.status, c.rec
+	status, rec, s := c.status, c.rec, r.sandboxes[c.rec.Config.SandboxID]
+	lost := s == nil || s.lost != ""
 	r.mu.Unlock()
 	if status != container.StateCreated || c.gone {
 		return fmt.Errorf("container %s is %s and cannot be started", id, status)
+	}
+	if lost {
+		return fmt.Errorf("container %s: its sandbox is not ready", id)
 	}
 	req := protocol.Start{
 		ID: id, Dir: c.dir, Root: filepath.Join(r.dir, "oci"),
@@ -227,9 +269,10 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 		Log: protocol.Log{Path: rec.LogPath, MaxSize: rec.Config.Log.MaxSize, MaxFiles: rec.Config.Log.MaxFiles},
 	}
 	var started protocol.Started
-	err = r.shim.call(ctx, protocol.OpStart, req, &started)
+	// Once asked for, a start has an outcome that must be known.
+	err = r.shim.call(context.WithoutCancel(ctx), protocol.OpStart, req, &started)
 	if err != nil {
-		return r.startFailed(c, err)
+		return r.startFailed(ctx, c, err)
 	}
 	r.mu.Lock()
 	if c.status == container.StateCreated {
@@ -242,9 +285,15 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 }
 
 // startFailed turns a refusal of the program into an exit, and leaves other failures to be tried again.
-func (r *Runtime) startFailed(c *ctr, err error) error {
+func (r *Runtime) startFailed(ctx context.Context, c *ctr, err error) error {
 	var perr *protocol.Error
 	if !errors.As(err, &perr) || perr.Kind != protocol.ErrStart {
+		if errors.Is(err, container.ErrLost) {
+			// The shim may have got anywhere with it.
+			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+			defer cancel()
+			err = errors.Join(err, r.containerGroup(c).Remove(undo))
+		}
 		return fmt.Errorf("starting container %s: %w", c.id, err)
 	}
 	now := time.Now().UTC()
@@ -292,7 +341,7 @@ func (r *Runtime) Stop(ctx context.Context, id string, signal string, grace time
 			return err
 		}
 		err = r.shim.call(ctx, protocol.OpSignal, protocol.Signal{ID: id, Signal: int(sig)}, nil)
-		if err != nil && !isKind(err, protocol.ErrNotRunning) && !isKind(err, protocol.ErrNotFound) {
+		if err != nil && !ending(err) {
 			return fmt.Errorf("stopping container %s: %w", id, err)
 		}
 		timer := time.NewTimer(grace)
@@ -321,7 +370,7 @@ func (r *Runtime) stopSignal(c *ctr, signal string) (unix.Signal, error) {
 // kill kills all of a container and waits for its exit.
 func (r *Runtime) kill(ctx context.Context, c *ctr) error {
 	err := r.shim.call(ctx, protocol.OpSignal, protocol.Signal{ID: c.id, Signal: int(unix.SIGKILL), All: true}, nil)
-	if err != nil && !isKind(err, protocol.ErrNotRunning) && !isKind(err, protocol.ErrNotFound) && !errors.Is(err, container.ErrLost) {
+	if err != nil && !ending(err) {
 		return fmt.Errorf("killing container %s: %w", c.id, err)
 	}
 	timer := time.NewTimer(killTime)
@@ -580,6 +629,11 @@ func (r *Runtime) ReopenLog(ctx context.Context, id string) error {
 		return fmt.Errorf("container %s: %w", id, container.ErrNotRunning)
 	}
 	return translate(r.shim.call(ctx, protocol.OpReopenLog, protocol.Ref{ID: id}, nil))
+}
+
+// ending says that a container which could not be reached is about to be known as exited.
+func ending(err error) bool {
+	return isKind(err, protocol.ErrNotRunning) || isKind(err, protocol.ErrNotFound) || errors.Is(err, container.ErrLost)
 }
 
 func isKind(err error, kind protocol.ErrorKind) bool {

@@ -8,10 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/container/image/build"
 	"coracle.dev/coracle/container/logfile"
 	"coracle.dev/coracle/linux/cgroup"
 )
@@ -505,5 +509,87 @@ func TestResources(t *testing.T) {
 	use, err := f.DiskUsage(f.ctx(), id)
 	if err != nil || use.Bytes < 1_000_000 || use.Bytes > 2_000_000 || use.Inodes < 5 {
 		t.Errorf("disk usage %+v %v", use, err)
+	}
+}
+
+// TestImageVolumes: what an image declares as a volume is writable on a read-only root, and begins as the image has it.
+func TestImageVolumes(t *testing.T) {
+	f := newFixture(t)
+	img := build.Busybox(busybox, "withvolume")
+	img.Layers = append(img.Layers, []build.File{{Path: "data/file", Data: []byte("from the image\n"), UID: 5}})
+	img.Config.Volumes = []string{"/data", "/new/place", "/mine"}
+	archive, err := img.Archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Images().Import(f.ctx(), bytes.NewReader(archive), container.ImportOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(f.dir, "mine")
+	if err := os.Mkdir(mine, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sb := f.sandbox(nil)
+	script := `cat /data/file; stat -c %u /data/file; echo x > /data/file; echo y > /new/place/y; echo z > /mine/z; echo no > /no; cat /data/file`
+	for range 2 { // each container has its own
+		_, out, errs := f.run(sb, script, func(c *container.ContainerConfig) {
+			c.Image, c.ReadonlyRootfs = "withvolume", true
+			c.Mounts = []container.Mount{{HostPath: mine, ContainerPath: "/mine"}}
+		})
+		if out != "from the image\n5\nx\n" || strings.Count(errs, "Read-only file system") != 1 {
+			t.Errorf("%q %q", out, errs)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(mine, "z")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestUmask: containers do not depend on the umask of who runs coracle.
+func TestUmask(t *testing.T) {
+	old := unix.Umask(0o077)
+	defer unix.Umask(old)
+	f := newFixture(t)
+	sb := f.sandbox(nil)
+	_, out, errs := f.run(sb, `umask; cat /etc/hostname; cat /etc/resolv.conf | wc -l; cat /etc/passwd | wc -l; ls -ld / | cut -c1-10; echo x > /tmp/x; ls -l /tmp/x | cut -c1-10`, func(c *container.ContainerConfig) {
+		c.User.UID = u32(1000)
+	})
+	if out != "0022\nship\n3\n4\ndrwxr-xr-x\n-rw-r--r--\n" {
+		t.Errorf("%q %q", out, errs)
+	}
+}
+
+// TestRemoveWhileMaking: a sandbox is removed with containers that are just being made in it.
+func TestRemoveWhileMaking(t *testing.T) {
+	f := newFixture(t)
+	for range 10 {
+		sb := f.sandbox(nil)
+		var group sync.WaitGroup
+		for i := range 3 {
+			group.Add(1)
+			go func() {
+				defer group.Done()
+				id := fmt.Sprintf("%s-%d", sb, i)
+				_, err := f.CreateContainer(f.ctx(), container.ContainerConfig{ID: id, SandboxID: sb, Image: "busybox", Args: []string{"sleep", "1000"}})
+				if err == nil {
+					err = f.Start(f.ctx(), id)
+				}
+				if err != nil {
+					t.Logf("%s: %v", id, err)
+				}
+			}()
+		}
+		if err := f.RemoveSandbox(f.ctx(), sb); err != nil {
+			t.Fatal(err)
+		}
+		group.Wait()
+		if len(f.Sandboxes()) != 0 || len(f.Containers("")) != 0 {
+			t.Fatalf("left: %v %v", f.Sandboxes(), f.Containers(""))
+		}
+	}
+	for _, dir := range []string{"containers", "sandboxes", "oci"} {
+		if left, _ := os.ReadDir(filepath.Join(f.dir, "runtime", dir)); len(left) != 0 {
+			t.Errorf("left in %s: %v", dir, left)
+		}
 	}
 }

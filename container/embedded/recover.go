@@ -129,9 +129,6 @@ func (r *Runtime) adoptContainer(c *ctr) {
 	default:
 		c.status, c.state = container.StateRunning, state
 	}
-	if c.status == container.StateCreated && c.rec.BootID != r.bootID {
-		c.rec.Ready = c.rec.Ready && r.sandboxes[c.rec.Config.SandboxID] != nil
-	}
 }
 
 func message(s protocol.State) string {

@@ -220,7 +220,7 @@ func (s *sandbox) writeFiles() error {
 			return err
 		}
 	}
-	if err := os.WriteFile(s.file("hostname"), []byte(host+"\n"), 0o644); err != nil {
+	if err := writeReadable(s.file("hostname"), []byte(host+"\n")); err != nil {
 		return err
 	}
 	resolv := resolvConf(c.DNS)
@@ -230,7 +230,15 @@ func (s *sandbox) writeFiles() error {
 			return err
 		}
 	}
-	return os.WriteFile(s.file("resolv.conf"), resolv, 0o644)
+	return writeReadable(s.file("resolv.conf"), resolv)
+}
+
+// writeReadable writes a file that any user of a container can read, whatever this process's umask.
+func writeReadable(path string, data []byte) error {
+	if err := os.WriteFile(path, data, 0o644); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o644)
 }
 
 // resolvConf is the file for a DNS configuration, nil for an empty one.
@@ -282,24 +290,34 @@ func (r *Runtime) RemoveSandbox(ctx context.Context, id string) error {
 	if s == nil {
 		return nil
 	}
-	for _, c := range r.Containers(id) {
-		if err := r.Remove(ctx, c.Config.ID); err != nil {
-			return err
-		}
-	}
-	s.op.Lock()
+	s.op.Lock() // from here on no container is made in it
 	defer s.op.Unlock()
 	if s.gone {
 		return nil
 	}
-	if left := r.Containers(id); len(left) > 0 {
-		return fmt.Errorf("sandbox %s: container %s was made meanwhile: %w", id, left[0].Config.ID, container.ErrBusy)
+	for _, cid := range r.members(id) {
+		if err := r.Remove(ctx, cid); err != nil {
+			return err
+		}
 	}
 	if err := r.clearSandbox(ctx, s); err != nil {
 		return fmt.Errorf("sandbox %s: %w", id, err)
 	}
 	r.events.emit(container.Event{Type: container.EventSandboxRemoved, SandboxID: id})
 	return nil
+}
+
+// members are all containers of a sandbox, also those that are being made.
+func (r *Runtime) members(sandboxID string) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []string
+	for id, c := range r.containers {
+		if c.rec.Config.SandboxID == sandboxID {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 // clearSandbox removes whatever there is of a sandbox. It is idempotent. s.op is held.

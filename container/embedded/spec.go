@@ -305,6 +305,11 @@ func (b *builder) mounts() ([]specs.Mount, string, error) {
 			out = append(out, m)
 		}
 	}
+	for i, path := range b.image.Config.Volumes {
+		if !b.ctr.mounted(path) {
+			out = append(out, specs.Mount{Destination: filepath.Clean("/" + path), Type: "bind", Source: b.ctr.volume(i), Options: []string{"rbind", "rprivate", "rw"}})
+		}
+	}
 	type own struct {
 		i int
 		m container.Mount

@@ -47,6 +47,7 @@ type supervisor struct {
 	pid    int
 	failed error
 	closed bool
+	child  *process.Handle // the shim, if this process started it
 }
 
 // link is one connection.
@@ -272,9 +273,26 @@ func (s *supervisor) spawn(ctx context.Context) (*link, error) {
 		_, _ = cmd.Process.Wait()
 		return nil, err
 	}
-	// If it dies before this process does, somebody must take its status.
-	go func() { _ = cmd.Wait() }()
+	if err := s.reap(cmd.Process.Pid); err != nil {
+		return nil, err
+	}
 	return s.dial(ctx)
+}
+
+// reap takes the shim's status if it dies before this process does.
+func (s *supervisor) reap(pid int) error {
+	h, err := process.Open(pid)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.child = h
+	s.mu.Unlock()
+	go func() {
+		_, _ = h.Wait() // ends with close too
+		h.Close()
+	}()
+	return nil
 }
 
 // settleIn gives the shim a cgroup of its own, so that it does not go with coracle's.
@@ -334,8 +352,11 @@ func (s *supervisor) openLog() (*os.File, error) {
 func (s *supervisor) close() {
 	s.mu.Lock()
 	s.closed = true
-	l := s.link
+	l, child := s.link, s.child
 	s.mu.Unlock()
+	if child != nil {
+		child.Close()
+	}
 	if l != nil {
 		l.conn.Close()
 		<-l.done

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copyTree copies what is in from into to, an existing directory, with owners, modes, times, attributes,
+// CopyTree copies what is in from into to, an existing directory, with owners, modes, times, attributes,
 // devices and hard links. It follows no link. Where the filesystem can share blocks, it does.
-func copyTree(from, to string) error {
+func CopyTree(from, to string) error {
 	c := &copier{links: map[[2]uint64]string{}}
 	return c.dir(from, to)
 }

@@ -161,7 +161,7 @@ func (s *Store) addLayer(ctx context.Context, below []string, chain, diff string
 	}
 	defer os.RemoveAll(tmp)
 	for _, name := range []string{"fs", "work", "merged"} {
-		if err := os.Mkdir(filepath.Join(tmp, name), 0o755); err != nil {
+		if err := mkdir(filepath.Join(tmp, name)); err != nil {
 			return layerInfo{}, err
 		}
 	}
@@ -193,7 +193,7 @@ func (s *Store) layerTarget(tmp string, below []string) (string, func() error, e
 		return fs, none, nil
 	}
 	if s.overlays == mount.OverlaysNone {
-		return fs, none, copyTree(s.layerFS(below[len(below)-1]), fs)
+		return fs, none, CopyTree(s.layerFS(below[len(below)-1]), fs)
 	}
 	merged := filepath.Join(tmp, "merged")
 	if err := s.mountOverlay(merged, s.stack(below), fs, filepath.Join(tmp, "work")); err != nil {
@@ -276,6 +276,14 @@ func (c *contextReader) Read(p []byte) (int, error) {
 	return c.r.Read(p)
 }
 
+// mkdir makes a directory of mode 0755, whatever this process's umask.
+func mkdir(path string) error {
+	if err := os.Mkdir(path, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(path, 0o755)
+}
+
 // Prepare makes a root filesystem of an image in dir, which must exist and be empty, and returns its path.
 // It is an overlay with the container's own files in dir/upper, or a copy where there are no overlays.
 func (s *Store) Prepare(id, dir string) (string, error) {
@@ -287,13 +295,13 @@ func (s *Store) Prepare(id, dir string) (string, error) {
 	}
 	rootfs, upper, work := filepath.Join(dir, "rootfs"), filepath.Join(dir, "upper"), filepath.Join(dir, "work")
 	for _, d := range []string{rootfs, upper, work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := mkdir(d); err != nil {
 			return "", err
 		}
 	}
 	layers := s.stack(rec.chains())
 	if s.overlays == mount.OverlaysNone {
-		return rootfs, copyTree(layers[0], rootfs)
+		return rootfs, CopyTree(layers[0], rootfs)
 	}
 	// The root directory of a container has the mode and owner that the image gives it.
 	if err := copyAttributes(layers[0], upper); err != nil {

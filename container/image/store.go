@@ -111,6 +111,9 @@ func Open(o Options) (*Store, error) {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
+	if err := os.Chmod(filepath.Join(s.dir, "empty"), 0o755); err != nil { // the root of images without layers
+		return nil, fmt.Errorf("image store: %w", err)
+	}
 	if err := s.probe(o.NoOverlay); err != nil {
 		return nil, err
 	}

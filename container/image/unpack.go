@@ -165,7 +165,11 @@ func (u *unpacker) parent(dir string) (int, error) {
 		if perr != nil {
 			return -1, perr
 		}
-		if merr := unix.Mkdirat(upfd, base, 0o755); merr != nil {
+		merr := unix.Mkdirat(upfd, base, 0o755)
+		if merr == nil {
+			merr = unix.Fchmodat(upfd, base, 0o755, 0)
+		}
+		if merr != nil {
 			return -1, fmt.Errorf("making %s: %w", dir, merr)
 		}
 		u.touch(dir)

@@ -269,3 +269,54 @@ func FuzzUnpack(f *testing.F) {
 		}
 	})
 }
+
+// FuzzUnpackEntries makes entries out of the input, so that each input is a whole layer: names are short
+// and meet, and links lead outside.
+func FuzzUnpackEntries(f *testing.F) {
+	f.Add([]byte{0, 1, 2, 3, 4, 5, 6, 7, 8, 9})
+	f.Add([]byte{2, 0, 3, 0, 5, 1, 4, 0, 1, 2, 2, 1, 0, 3, 1})
+	f.Fuzz(func(t *testing.T, in []byte) {
+		base := t.TempDir()
+		root, outside := filepath.Join(base, "a", "root"), filepath.Join(base, "outside")
+		for _, d := range []string{root, outside} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		victim := filepath.Join(outside, "victim")
+		if err := os.WriteFile(victim, []byte("good"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var before, after unix.Stat_t
+		if err := unix.Stat(victim, &before); err != nil {
+			t.Fatal(err)
+		}
+		names := []string{"a", "b", "a/b", "b/a", "a/victim", "b/victim", "../outside/victim", "a/.wh.b", ".wh.a", "a/.wh..wh..opq", "a/b/c", "victim", "a/.wh.victim"}
+		targets := []string{"b", "a", "../a", outside, victim, "../../outside", "/", ".", "/a/b", "../outside/victim", "a/victim", "/proc/self/root" + outside}
+		types := []byte{tar.TypeReg, tar.TypeDir, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo}
+		var entries []entry
+		for i := 0; i+2 < len(in) && len(entries) < 50; i += 3 {
+			e := entry{h: tar.Header{Name: names[int(in[i])%len(names)], Typeflag: types[int(in[i+1])%len(types)], Uid: 7}}
+			if e.h.Typeflag == tar.TypeSymlink || e.h.Typeflag == tar.TypeLink {
+				e.h.Linkname = targets[int(in[i+2])%len(targets)]
+			}
+			if e.h.Typeflag == tar.TypeReg {
+				e.data = "bad"
+			}
+			entries = append(entries, e)
+		}
+		_, _ = unpack(root, bytes.NewReader(layerOf(t, entries...)), DefaultLimits)
+		if err := unix.Stat(victim, &after); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(victim)
+		if err != nil || string(got) != "good" || after.Uid != before.Uid || after.Nlink != 1 || after.Mode != before.Mode || after.Ctim != before.Ctim {
+			t.Fatalf("the victim: %q %+v %v", got, after, err)
+		}
+		for dir, want := range map[string]int{base: 2, filepath.Join(base, "a"): 1, outside: 1} {
+			if list, err := os.ReadDir(dir); err != nil || len(list) != want {
+				t.Fatalf("%s: %v %v", dir, list, err)
+			}
+		}
+	})
+}
