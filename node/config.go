@@ -41,6 +41,8 @@ type Volumes interface {
 	Unprepare(ctx context.Context, uid types.UID) error
 	// Orphans unprepares all pods but those to keep.
 	Orphans(ctx context.Context, keep func(types.UID) bool) ([]types.UID, error)
+	// Usages measures the volumes of a prepared pod.
+	Usages(ctx context.Context, uid types.UID) ([]volume.Usage, error)
 	// PodDir is the directory of a pod; what the agent puts there goes with Unprepare.
 	PodDir(uid types.UID) string
 }

@@ -44,6 +44,7 @@ type fakeRuntime struct {
 	exec func(name string, args []string) (int, string)
 	// refuse makes CreateSandbox fail.
 	refuse  error
+	written uint64 // by each container
 	updates []string
 }
 
@@ -324,6 +325,12 @@ func (f *fakeRuntime) Status() container.RuntimeStatus {
 	return container.RuntimeStatus{Name: "fake", Version: "1.0", Ready: true}
 }
 
+func (f *fakeRuntime) DiskUsage(context.Context, string) (container.DiskUsage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return container.DiskUsage{Bytes: f.written}, nil
+}
+
 // byName gives the newest container of that name, nil if there is none.
 func (f *fakeRuntime) byName(name string) *container.ContainerStatus {
 	list := f.Containers("")
@@ -391,6 +398,8 @@ type fakeVolumes struct {
 	mu         sync.Mutex
 	fail       error
 	unprepared []types.UID
+	usages     []volume.Usage
+	measured   int
 }
 
 func (f *fakeVolumes) Prepare(_ context.Context, pod *corev1.Pod) (map[string]volume.Mount, error) {
@@ -419,6 +428,13 @@ func (f *fakeVolumes) Unprepare(_ context.Context, uid types.UID) error {
 
 func (f *fakeVolumes) Orphans(_ context.Context, keep func(types.UID) bool) ([]types.UID, error) {
 	return nil, nil
+}
+
+func (f *fakeVolumes) Usages(context.Context, types.UID) ([]volume.Usage, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.measured++
+	return f.usages, nil
 }
 
 func (f *fakeVolumes) PodDir(uid types.UID) string { return filepath.Join(f.root, string(uid)) }

@@ -17,6 +17,7 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/volume"
 )
 
 func TestPodRunsAndIsDeleted(t *testing.T) {
@@ -702,6 +703,59 @@ func TestAdmission(t *testing.T) {
 			t.Error("a rejected pod could not be deleted")
 		}
 	})
+}
+
+func TestEvictionForLocalStorage(t *testing.T) {
+	run(t, func(r *rig) {
+		r.create(podOf("free", "a: run"))
+		p := podOf("web", "a: run")
+		p.Spec.Volumes = []corev1.Volume{{Name: "tmp", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: resource.NewQuantity(1<<20, resource.BinarySI)}}}}
+		r.create(p)
+		r.advance(40 * time.Second)
+		r.want("web", "Running a=running+")
+		if r.vol.measured != 2 {
+			t.Errorf("measured %d times", r.vol.measured)
+		}
+		r.takeEvents()
+		r.vol.mu.Lock()
+		r.vol.usages = []volume.Usage{{Volume: "tmp", UsedBytes: 2 << 20, LimitBytes: 1 << 20, LocalStorage: true}}
+		r.vol.mu.Unlock()
+		r.advance(15 * time.Second)
+		r.want("web", "Failed/Evicted a=Error/143")
+		r.wantEvents(`Evicted: Usage of EmptyDir volume "tmp" exceeds the limit "1Mi". `, "Killing: Stopping container a")
+		if got := cond(r.get("web"), corev1.DisruptionTarget); got != `True TerminationByKubelet Usage of EmptyDir volume "tmp" exceeds the limit "1Mi".` {
+			t.Error(got)
+		}
+		r.want("free", "Running a=running+")
+	})
+}
+
+func TestExceeded(t *testing.T) {
+	limit := func(s string) corev1.ResourceRequirements {
+		return corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse(s)}}
+	}
+	for _, tc := range []struct {
+		a, b    string // limits
+		storage storage
+		want    string
+	}{
+		{"10", "10", storage{containers: map[string]int64{"a": 10, "b": 5}}, ""},
+		{"10", "10", storage{containers: map[string]int64{"a": 11, "b": 5}}, `Container a exceeded its local ephemeral storage limit "10". `},
+		{"10", "10", storage{containers: map[string]int64{"a": 10, "b": 5}, volumes: []volume.Usage{{UsedBytes: 6, LocalStorage: true}}},
+			"Pod ephemeral local storage usage exceeds the total limit of containers 20. "},
+		{"10", "", storage{containers: map[string]int64{"a": 10, "b": 500}}, ""},
+		{"10", "10", storage{volumes: []volume.Usage{{UsedBytes: 600}}}, ""},
+	} {
+		p := podOf("web", "a: run", "b: run")
+		for i, l := range []string{tc.a, tc.b} {
+			if l != "" {
+				p.Spec.Containers[i].Resources = limit(l)
+			}
+		}
+		if got := exceeded(p, tc.storage); got != tc.want {
+			t.Errorf("%+v: got %q, want %q", tc, got, tc.want)
+		}
+	}
 }
 
 func TestTerminationMessage(t *testing.T) {

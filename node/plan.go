@@ -387,6 +387,9 @@ func ending(v *view, now time.Time) *stop {
 		return &stop{at: now, grace: podGrace(v.pod), reason: "DeadlineExceeded",
 			message: "Pod was active on the node longer than the specified deadline"}
 	}
+	if v.evict != "" {
+		return &stop{at: now, grace: evictGrace, reason: reasonEvicted, message: v.evict}
+	}
 	if finished(v) {
 		return &stop{at: now, grace: podGrace(v.pod)}
 	}

@@ -260,7 +260,7 @@ func (j *startJob) launch(image container.Image) (*launch, error) {
 
 // messageFile makes the empty file that the container finds at its terminationMessagePath.
 func (j *startJob) messageFile() (string, error) {
-	file := filepath.Join(j.w.a.cfg.Volumes.PodDir(j.pod.UID), "containers", j.spec.Name, fmt.Sprintf("%d.message", j.attempt))
+	file := filepath.Join(j.w.a.cfg.Volumes.PodDir(j.pod.UID), fmt.Sprintf("message-%s-%d", j.spec.Name, j.attempt))
 	if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
 		return "", err
 	}

@@ -18,6 +18,8 @@ type view struct {
 	// stop says why the pod has to end, nil while it may run.
 	stop *stop
 
+	// evict says why the node wants to be rid of the pod, "" if it does not.
+	evict string
 	// rejected: the node did not admit the pod; stop says why, and nothing was made for it.
 	rejected bool
 

@@ -397,6 +397,10 @@ func setConditions(v *view, st *corev1.PodStatus, now time.Time) {
 	if v.resizeCondition != nil {
 		setCondition(st, *v.resizeCondition, pod.Generation, now)
 	}
+	if v.stop != nil && v.stop.reason == reasonEvicted {
+		setCondition(st, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
+			Reason: corev1.PodReasonTerminationByKubelet, Message: v.stop.message}, pod.Generation, now)
+	}
 	if findCondition(st, corev1.PodScheduled) == nil {
 		setCondition(st, corev1.PodCondition{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, pod.Generation, now)
 	}

@@ -51,7 +51,10 @@ type worker struct {
 	kills   map[string]context.CancelFunc
 	killSeq map[string]int
 	// status is the state of the write of the status.
-	status    statusWrite
+	status statusWrite
+	// measureAt is when local storage is measured next, measuring that it is.
+	measureAt time.Time
+	measuring bool
 	backedOff map[string]int // the attempt, plus one, for which a BackOff event was recorded
 	// lacks: the agent was told that a container lacks an object.
 	lacks bool
@@ -158,6 +161,7 @@ func (w *worker) run(ctx context.Context) {
 		w.take()
 		now := w.a.cfg.Now()
 		at := w.probe(ctx, now)
+		measured := w.measure(ctx, now)
 		p := decide(&w.v, now)
 		if p.stop != nil {
 			w.end(p.stop)
@@ -168,6 +172,7 @@ func (w *worker) run(ctx context.Context) {
 		w.noteBackoffs(now)
 		w.noteWants()
 		p.at(at)
+		p.at(measured)
 		p.at(w.publish(ctx, now))
 		if w.v.gone && w.v.over() && w.v.forgotten.state == done {
 			return
@@ -302,8 +307,11 @@ func findSpec(pod *corev1.Pod, name string) *corev1.Container {
 func (w *worker) end(s *stop) {
 	if w.v.stop == nil {
 		w.dropStopped()
-		if s.reason == reasonDeadline {
+		switch s.reason {
+		case reasonDeadline:
 			w.event(corev1.EventTypeNormal, s.reason, s.message)
+		case reasonEvicted:
+			w.event(corev1.EventTypeWarning, s.reason, s.message)
 		}
 	}
 	w.v.stop = s
