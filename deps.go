@@ -6,9 +6,10 @@ package coracle
 
 import (
 	_ "github.com/cockroachdb/pebble/v2"
+	_ "github.com/google/cel-go/cel"
+	_ "github.com/google/go-containerregistry/pkg/registry"
 	_ "github.com/google/go-containerregistry/pkg/v1/remote"
 	_ "github.com/google/go-containerregistry/pkg/v1/tarball"
-	_ "github.com/google/go-containerregistry/pkg/registry"
 	_ "github.com/google/nftables"
 	_ "github.com/miekg/dns"
 	_ "github.com/opencontainers/cgroups/devices"
@@ -19,11 +20,12 @@ import (
 	_ "github.com/spf13/cobra"
 	_ "github.com/tidwall/btree"
 	_ "github.com/vishvananda/netlink"
-	_ "gopkg.in/evanphx/json-patch.v4"
 	_ "golang.org/x/sync/errgroup"
+	_ "gopkg.in/evanphx/json-patch.v4"
 	_ "k8s.io/api/core/v1"
 	_ "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	_ "k8s.io/apimachinery/pkg/util/strategicpatch"
+	_ "k8s.io/apiserver/pkg/cel/library"
 	_ "k8s.io/client-go/kubernetes"
 	_ "k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -36,6 +38,4 @@ import (
 	_ "k8s.io/mount-utils"
 	_ "k8s.io/streaming/pkg/httpstream"
 	_ "sigs.k8s.io/yaml"
-	_ "github.com/google/cel-go/cel"
-	_ "k8s.io/apiserver/pkg/cel/library"
 )

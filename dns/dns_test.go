@@ -208,4 +208,3 @@ func BenchmarkAnswer(b *testing.B) {
 		}
 	}
 }
-
