@@ -223,7 +223,7 @@ func sh(name, script string) corev1.Container {
 	return c
 }
 
-const forever = "trap 'exit 0' TERM; while :; do sleep 1 & wait; done"
+const forever = "trap 'exit 0' TERM; echo up; while :; do sleep 1 & wait; done"
 
 // logOf reads the text of a container's log.
 func (r *real) logOf(p *corev1.Pod, name string) string {
@@ -370,8 +370,9 @@ func BenchmarkRealPod(b *testing.B) {
 		p.Spec.Containers = []corev1.Container{sh("a", forever)}
 		begin := time.Now()
 		r.create(p)
-		r.awaitStatus(name, "Running a=running+")
+		got := r.awaitStatus(name, "Running a=running+")
 		starts = append(starts, time.Since(begin))
+		r.await("its trap", func() bool { return strings.Contains(r.logOf(got, "a"), "up") })
 		begin = time.Now()
 		_ = r.c.Delete(context.Background(), client.Ref{Resource: "pods", Namespace: "default", Name: name}, client.DeleteOptions{})
 		r.await("end", func() bool { _, ok := client.Pods.Get(r.c.Snapshot(), "default", name); return !ok })

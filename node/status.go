@@ -81,8 +81,8 @@ func makeStatus(v *view, hostIPs []string, now time.Time) corev1.PodStatus {
 		st.EphemeralContainerStatuses = append(st.EphemeralContainerStatuses, containerStatus(v, &c, v.pod.Status.EphemeralContainerStatuses, now))
 	}
 	st.Phase = phase(v, &st)
-	if v.stop != nil && v.stop.reason != "" {
-		st.Reason, st.Message = v.stop.reason, v.stop.message
+	if v.stop != nil && v.stop.reason != "" && st.Phase == corev1.PodFailed {
+		st.Reason, st.Message = v.stop.reason, v.stop.message // not sooner than the phase
 	}
 	setConditions(v, &st, now)
 	return st
