@@ -51,9 +51,21 @@ func SlowKubelet(c client.Writer, start, stop func(*corev1.Pod) time.Duration) r
 		},
 		Apply: func(ctx context.Context, _ reconcile.Key, pod any) error {
 			p := pod.(*corev1.Pod)
-			return c.Bind(ctx, p.Namespace, p.Name, p.UID, "node-1")
+			return c.Bind(ctx, p.Namespace, p.Name, p.UID, nodeFor(p))
 		},
 	}
+}
+
+// nodeFor is the node that the pod's affinity names, or "node-1".
+func nodeFor(pod *corev1.Pod) string {
+	if a := pod.Spec.Affinity; a != nil && a.NodeAffinity != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution != nil {
+		for _, term := range a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms {
+			for _, f := range term.MatchFields {
+				return f.Values[0]
+			}
+		}
+	}
+	return "node-1"
 }
 
 func planKubelet(pod *corev1.Pod, now time.Time) reconcile.Plan {

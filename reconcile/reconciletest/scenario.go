@@ -49,7 +49,7 @@ var update = flag.Bool("update", false, "write what scenarios print into their t
 //
 // Loops have come to rest before each command, and see what it does when it is done. A file that show or events names holds what they
 // are to print; "go test -update" writes it. Hashes of pod templates are shown as hash1, hash2 and so on, in
-// the order of their appearance.
+// the order of their appearance, and lines with them are sorted again.
 func Scenarios(t *testing.T, pattern string, loops func(c *Cluster) []reconcile.Loop) {
 	t.Helper()
 	files, err := filepath.Glob(pattern)
@@ -262,7 +262,16 @@ func (s *scenario) show(file, resource string, columns []string) error {
 		}
 		b.WriteString(strings.TrimRight(strings.Join(line, " | "), " ") + "\n")
 	}
-	return s.compare(file, b.String())
+	lines := strings.Split(strings.TrimSuffix(s.normalize(b.String()), "\n"), "\n")
+	slices.Sort(lines)
+	if b.Len() == 0 {
+		lines = nil
+	}
+	text := strings.Join(lines, "\n")
+	if text != "" {
+		text += "\n"
+	}
+	return s.compare(file, text)
 }
 
 func asMap(obj any) (map[string]any, error) {
@@ -338,6 +347,11 @@ func (s *scenario) normalize(text string) string {
 	slices.SortStableFunc(sets, func(a, b *appsv1.ReplicaSet) int { return strings.Compare(string(a.UID), string(b.UID)) })
 	for _, rs := range sets {
 		if h := rs.Labels[appsv1.DefaultDeploymentUniqueLabelKey]; h != "" && !slices.Contains(s.hashes, h) {
+			s.hashes = append(s.hashes, h)
+		}
+	}
+	for rev := range client.ControllerRevisions.List(s.Snapshot(), "") {
+		if h := rev.Labels["controller.kubernetes.io/hash"]; h != "" && !slices.Contains(s.hashes, h) {
 			s.hashes = append(s.hashes, h)
 		}
 	}
