@@ -177,9 +177,11 @@ func remove(h *netlink.Handle, name string) error {
 	return nil
 }
 
+// missing tells that a link is not there, or went while it was looked for: a pair goes by itself with the other
+// end's network namespace.
 func missing(err error) bool {
 	var notFound netlink.LinkNotFoundError
-	return errors.As(err, &notFound)
+	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
 }
 
 // Found is a pair as the kernel knows it.

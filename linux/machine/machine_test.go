@@ -38,7 +38,7 @@ func TestParse(t *testing.T) {
 	}
 	for name, err := range map[string]error{
 		"stat": u.cpu([]byte("intr 1\n")), "stat number": u.cpu([]byte("cpu a b c d e f g h\n")),
-		"meminfo": u.memory(nil), "loadavg": u.tasks([]byte("0.1")),
+		"meminfo": new(Usage).memory(nil), "loadavg": u.tasks([]byte("0.1")),
 	} {
 		if err == nil {
 			t.Errorf("%s: damage was not seen", name)

@@ -128,6 +128,37 @@ func refused(t *testing.T, port uint16) {
 	}
 }
 
+// openPair opens the error and the data stream of a forwarded connection. The server may close the pair before its
+// answer to the second SYN is out (the stream library starts the forwarding first), which the client's library then takes
+// for a reset: kubectl asks again, and so does this.
+func openPair(t *testing.T, d httpstream.Dialer) (httpstream.Connection, httpstream.Stream) {
+	t.Helper()
+	for range 20 {
+		conn, _, err := d.Dial("portforward.k8s.io")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := http.Header{}
+		h.Set("port", "81")
+		h.Set("requestID", "0")
+		h.Set("streamType", "error")
+		errStream, err := conn.CreateStream(h)
+		if err == nil {
+			h.Set("streamType", "data")
+			_, err = conn.CreateStream(h)
+		}
+		if err == nil {
+			return conn, errStream
+		}
+		conn.Close()
+		if err.Error() != "Stream reset" {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("the streams were reset again and again")
+	return nil, nil
+}
+
 // TestPortForwardError reads the error stream as kubectl does.
 func TestPortForwardError(t *testing.T) {
 	for name, dial := range dialers {
@@ -137,23 +168,8 @@ func TestPortForwardError(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			conn, _, err := d.Dial("portforward.k8s.io")
-			if err != nil {
-				t.Fatal(err)
-			}
+			conn, errStream := openPair(t, d)
 			defer conn.Close()
-			h := http.Header{}
-			h.Set("port", "81")
-			h.Set("requestID", "0")
-			h.Set("streamType", "error")
-			errStream, err := conn.CreateStream(h)
-			if err != nil {
-				t.Fatal(err)
-			}
-			h.Set("streamType", "data")
-			if _, err := conn.CreateStream(h); err != nil {
-				t.Fatal(err)
-			}
 			text, _ := io.ReadAll(errStream)
 			const want = `error forwarding port 81 to pod web, uid uid-1: failed to execute portforward in network namespace of pod web: ` +
 				`failed to connect to localhost:81 inside namespace "s1": dial tcp4 127.0.0.1:81: connect: connection refused`
