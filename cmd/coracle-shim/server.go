@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"coracle.dev/coracle/container/embedded/protocol"
+	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/linux/process"
 )
 
@@ -49,6 +50,8 @@ type server struct {
 	reap       chan os.Signal
 	bootID     string
 	warned     map[string]bool
+
+	warm chan struct{} // asks warmUp for one round
 }
 
 func newServer() *server {
@@ -61,6 +64,7 @@ func newServer() *server {
 		clients:    map[*client]bool{},
 		warned:     map[string]bool{},
 		reap:       make(chan os.Signal, 1),
+		warm:       make(chan struct{}, 1),
 		bootID:     boot,
 	}
 }
@@ -73,6 +77,7 @@ func (s *server) serve(l *net.UnixListener) error {
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
 	signal.Notify(s.reap, unix.SIGCHLD)
 	go s.reapStrangers()
+	go s.warmUp()
 	for {
 		conn, err := l.AcceptUnix()
 		if err != nil {
@@ -101,6 +106,27 @@ func (s *server) begin() func() {
 		<-s.slots
 		s.wakeReaper()
 		s.trim.Reset(idleTrim)
+	}
+}
+
+// warmSoon asks for quick cgroup moves.
+func (s *server) warmSoon() {
+	select {
+	case s.warm <- struct{}{}:
+	default:
+	}
+}
+
+// warmUp makes the kernel ready for cgroup moves when a start is near. It runs as long as the shim.
+func (s *server) warmUp() {
+	for range s.warm {
+		sys, err := cgroup.Detect()
+		if err != nil {
+			continue
+		}
+		if self, err := sys.Self(); err == nil && self.Path() != "/" {
+			_ = self.Warm(os.Getpid())
+		}
 	}
 }
 
@@ -295,11 +321,14 @@ func (c *client) reply(m *protocol.Message, body any, err error, files ...*os.Fi
 
 func (c *client) handle(m *protocol.Message) {
 	switch m.Op {
+	case protocol.OpWarm:
+		c.s.warmSoon()
 	case protocol.OpHello:
 		c.reply(m, protocol.Hello{Version: protocol.Version, PID: os.Getpid(), Build: build()}, nil)
 	case protocol.OpList:
 		c.reply(m, c.s.list(), nil)
 	case protocol.OpStart:
+		c.s.warmSoon()
 		answer(c, m, func(r protocol.Start) (any, error) {
 			ct, err := c.s.start(r)
 			if err != nil {
@@ -320,6 +349,7 @@ func (c *client) handle(m *protocol.Message) {
 	case protocol.OpReaper:
 		answer(c, m, func(r protocol.Reaper) (any, error) { return c.s.startReaper(r) })
 	case protocol.OpExec:
+		c.s.warmSoon()
 		c.exec(m)
 		return // it owns the files
 	case protocol.OpAttach:

@@ -87,6 +87,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, config container.Containe
 		s.op.Unlock()
 		return container.ContainerStatus{}, fmt.Errorf("sandbox %s is not ready: %w", s.id, container.ErrNotFound)
 	}
+	r.shim.warm()
 	c := &ctr{id: config.ID, dir: filepath.Join(r.dir, "containers", config.ID), status: container.StateCreated, exited: make(chan struct{})}
 	c.rec = containerRecord{Config: config, Created: time.Now().UTC(), BootID: r.bootID}
 	c.op.Lock()

@@ -109,6 +109,7 @@ func (r *Runtime) CreateSandbox(ctx context.Context, config container.SandboxCon
 	if err := checkSandbox(config); err != nil {
 		return container.SandboxStatus{}, err
 	}
+	r.shim.warm()
 	s := &sandbox{id: config.ID, dir: filepath.Join(r.dir, "sandboxes", config.ID)}
 	s.rec = sandboxRecord{Config: config, Created: time.Now().UTC(), BootID: r.bootID}
 	s.op.Lock()

@@ -402,6 +402,21 @@ func (s *supervisor) call(ctx context.Context, op protocol.Op, body, answer any)
 	return l.call(ctx, op, body, answer)
 }
 
+// warm starts the shim if there is none, and tells it that a container will be started soon. It returns at once.
+func (s *supervisor) warm() {
+	if l := s.current(); l != nil {
+		_ = l.conn.Send(protocol.NewMessage(l.number(), protocol.OpWarm, nil), sendTime)
+		return
+	}
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		defer cancel()
+		if l, err := s.ensure(ctx); err == nil { // an error comes again, to who starts the container
+			_ = l.conn.Send(protocol.NewMessage(l.number(), protocol.OpWarm, nil), sendTime)
+		}
+	}()
+}
+
 // forget drops what a living shim knows of a container or an init, when it has exited.
 func (s *supervisor) forget(ctx context.Context, id string) error {
 	l := s.current()
@@ -458,6 +473,14 @@ func (l *link) call(ctx context.Context, op protocol.Op, body, answer any) error
 		return nil
 	}
 	return json.Unmarshal(m.Body, answer)
+}
+
+// number is the ID of a request that is not answered.
+func (l *link) number() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next++
+	return l.next
 }
 
 // send sends a request that is answered up to n times.

@@ -156,6 +156,32 @@ func (g *Group) Add(pid int) error {
 	return nil
 }
 
+// Self returns the group that this process is in (in the memory hierarchy).
+func (s *System) Self() (*Group, error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	for line := range strings.Lines(string(data)) {
+		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(parts) != 3 {
+			continue
+		}
+		if s.Version == 2 && parts[0] == "0" || s.Version == 1 && strings.Contains(","+parts[1]+",", ",memory,") {
+			return s.Group(parts[2]), nil
+		}
+	}
+	return nil, errors.New("cgroup: cannot find the group of this process")
+}
+
+// Warm makes moves of processes between groups quick for the next 10 ms or so, by moving a
+// process to where it is. The first move after a while waits for an RCU grace period of the kernel, 5
+// to 15 ms; who will move a process soon calls Warm some time before, and not in a goroutine that anybody waits for.
+// The process must be one that nobody else moves.
+func (g *Group) Warm(pid int) error {
+	return write(g.dir("memory"), "cgroup.procs", strconv.Itoa(pid))
+}
+
 // Pids returns the processes of the group and of all groups below.
 func (g *Group) Pids() ([]int, error) {
 	var out []int

@@ -46,6 +46,8 @@ const (
 	OpReaper    Op = "reaper"
 	OpReopenLog Op = "reopenlog"
 	OpShutdown  Op = "shutdown"
+	// OpWarm says that a start will be asked for within some milliseconds. It has no answer.
+	OpWarm Op = "warm"
 
 	EventExit       Op = "exit"
 	EventReaperExit Op = "reaperexit"
