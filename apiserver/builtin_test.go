@@ -121,6 +121,7 @@ func TestKubectlBuiltin(t *testing.T) {
 	run("apiVersion: autoscaling/v1", "", "get", "horizontalpodautoscalers.v1.autoscaling", "web", "-o", "yaml")
 	run("apiVersion: autoscaling/v2", "", "get", "hpa", "web", "-o", "yaml")
 	run("yes", "", "auth", "can-i", "delete", "nodes")
+	run("*.*", "", "auth", "can-i", "--list")
 	run("Username", "", "auth", "whoami")
 	run("deployment.apps/web restarted", "", "rollout", "restart", "deploy/web")
 	run("deployment.apps/web image updated", "", "set", "image", "deploy/web", "web=web:2")

@@ -289,7 +289,9 @@ func (c *call) disrupt(pod *corev1.Pod, opts *metav1.DeleteOptions) error {
 	t.Subresource = ""
 	t.DryRun = len(opts.DryRun) > 0
 	if !t.DryRun && pod.DeletionTimestamp == nil {
-		e, _, err := c.chain.Update(c.r.Context(), t, write.Update{Raw: true, UID: pod.UID, Make: func(current *store.Entry) (api.Object, error) {
+		marking := t
+		marking.Subresource = "status"
+		e, _, err := c.chain.Update(c.r.Context(), marking, write.Update{Raw: true, UID: pod.UID, Make: func(current *store.Entry) (api.Object, error) {
 			old := current.Object.(*corev1.Pod)
 			if p := opts.Preconditions; p != nil && p.ResourceVersion != nil && *p.ResourceVersion != old.ResourceVersion {
 				return nil, write.Conflict(c.kind, old.Name, write.OptimisticLock)

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -90,6 +91,8 @@ func (s *Server) who(r *http.Request, info *route.Info) (client.User, error) {
 		}
 		return user, apierrors.NewUnauthorized("Unauthorized")
 	}
+	// Credentials end here: nobody behind this server gets to see them.
+	r.Header.Del("Authorization")
 	if wanted, ok := impersonated(r.Header); ok {
 		return s.impersonate(r, user, wanted)
 	}
@@ -213,6 +216,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info rout
 			return err
 		}
 		defer cancel()
+		defer boundIO(w, r)()
 		c.r = r.WithContext(ctx)
 	}
 	if c.sub != nil && c.sub.Strategy == nil {
@@ -221,13 +225,28 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info rout
 	return c.verb()
 }
 
+// boundIO keeps a client that sends or reads slowly from holding a slot for ever. The function that it
+// returns lifts the bound, since the connection lives on.
+func boundIO(w http.ResponseWriter, r *http.Request) func() {
+	rc := http.NewResponseController(w)
+	end := time.Now().Add(requestTimeout)
+	if r.ContentLength != 0 {
+		_ = rc.SetReadDeadline(end) // not every writer can
+	}
+	if r.Method != http.MethodGet {
+		return func() {}
+	}
+	_ = rc.SetWriteDeadline(end.Add(requestTimeout))
+	return func() { _ = rc.SetWriteDeadline(time.Time{}) }
+}
+
 // exists checks that the path names an endpoint, and finds its subresource.
 func (c *call) exists() bool {
 	if c.kind == nil || c.version == nil || c.version.NotServed || (c.info.Prefix == "api") != (c.kind.Group == "") {
 		return false
 	}
 	named, namespace := c.info.Name != "", c.info.Namespace != ""
-	if !c.kind.Namespaced && namespace && c.kind.Name() != "namespaces" {
+	if !c.kind.Namespaced && namespace && (c.kind.Name() != "namespaces" || !named) {
 		return false
 	}
 	if c.kind.Namespaced && named && !namespace {

@@ -101,5 +101,6 @@ func (w *writer) Bind(ctx context.Context, namespace, pod string, uid types.UID,
 	if err != nil {
 		return err
 	}
+	t.Subresource = "binding"
 	return (*Server)(w).bind(ctx, t, binding{uid: uid, node: node})
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"sync"
+	"weak"
 
 	"coracle.dev/coracle/store"
 )
@@ -21,9 +22,17 @@ type Cache struct {
 	bytes int
 }
 
+// kept is an encoding. The cache does not keep its entry alive: what the store has let go of is
+// gone with its bytes, and is counted until its turn comes.
 type kept struct {
-	entry *store.Entry
+	entry weak.Pointer[store.Entry]
 	size  int
+}
+
+func (k kept) drop() {
+	if e := k.entry.Value(); e != nil {
+		e.DropEncodings()
+	}
 }
 
 const defaultBudget = 32 << 20
@@ -36,9 +45,9 @@ func (c *Cache) add(e *store.Entry, size int) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.push(kept{e, size})
+	c.push(kept{weak.Make(e), size})
 	for c.bytes > budget && c.count > 1 {
-		c.pop().entry.DropEncodings()
+		c.pop().drop()
 	}
 }
 
@@ -76,7 +85,7 @@ func (c *Cache) Drop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.count > 0 {
-		c.pop().entry.DropEncodings()
+		c.pop().drop()
 	}
 	c.ring, c.head = nil, 0
 }

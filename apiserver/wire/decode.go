@@ -242,6 +242,11 @@ func decodeProtobuf(body []byte, into runtime.Object) (schema.GroupVersionKind, 
 	if !ok {
 		return said, fmt.Errorf("object %T does not implement the protobuf marshalling interface and cannot be decoded", into)
 	}
+	if isRecursive(into) {
+		if err := checkProtobufDepth(envelope.Raw); err != nil {
+			return said, err
+		}
+	}
 	return said, target.Unmarshal(envelope.Raw)
 }
 

@@ -10,6 +10,8 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coracle.dev/coracle/store"
 )
 
 // NotAcceptable is the 406 that lists what would be accepted.
@@ -43,7 +45,7 @@ func StatusOf(err error) *metav1.Status {
 	switch {
 	case errors.As(err, &api):
 		status = api.Status()
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, store.ErrUnknown):
 		status = apierrors.NewTimeoutError("request did not complete within the allotted timeout", 0).Status()
 	default:
 		status = metav1.Status{Code: http.StatusInternalServerError, Message: err.Error()}

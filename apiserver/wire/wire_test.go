@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -224,4 +225,32 @@ func FuzzNegotiate(f *testing.F) {
 		r.Header["Accept"] = []string{accept}
 		_, _ = Negotiate(r, Offer{Transform: true})
 	})
+}
+
+func TestDeepProtobuf(t *testing.T) {
+	if isRecursive(&corev1.Pod{}) || !isRecursive(&apiextensionsv1.CustomResourceDefinition{}) {
+		t.Fatal("recursion of types")
+	}
+	crd := func(schema []byte) []byte {
+		version := appendField(nil, 4, appendField(nil, 1, schema)) // schema.openAPIV3Schema
+		raw := appendField(nil, 2, appendField(nil, 7, version))    // spec.versions
+		gvk := apiextensionsv1.SchemeGroupVersion.WithKind("CustomResourceDefinition")
+		return newBody(envelopeHead(gvk, len(raw)), raw, envelopeTail).Bytes()
+	}
+	decode := func(n int) error {
+		const not = 26 // JSONSchemaProps.not
+		var schema []byte
+		for range n {
+			schema = appendField(nil, not, schema)
+		}
+		gvk := apiextensionsv1.SchemeGroupVersion.WithKind("CustomResourceDefinition")
+		_, err := Decode(Protobuf, crd(schema), gvk, &apiextensionsv1.CustomResourceDefinition{}, false, nil)
+		return err
+	}
+	if err := decode(100); err != nil {
+		t.Fatal(err)
+	}
+	if err := decode(5000); err == nil || !strings.Contains(err.Error(), "exceeded max depth") {
+		t.Fatalf("5000 levels: %v", err)
+	}
 }
