@@ -335,6 +335,11 @@ func TestPhases(t *testing.T) {
 			t.Errorf("%s: got %s, want %s", tc.view, got, tc.want)
 		}
 	}
+	v := parseView(t, "stopped=1s m:a=killing")
+	v.stop.reason = reasonDeadline
+	if st := makeStatus(v, nil, planNow); st.Phase != "Running" || st.Reason != "" {
+		t.Errorf("the reason of an end must come with the phase: got %s %q", st.Phase, st.Reason)
+	}
 }
 
 func TestBackoff(t *testing.T) {

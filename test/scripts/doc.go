@@ -5,5 +5,6 @@
 // at its end. Beside testscript's commands there are: "coracle" and "kubectl"
 // (bin/coracle and the kubectl inside it), "eventually" (runs a command again until it
 // succeeds and its output matches), "image" (makes the busybox test image and
-// imports it), and "left" (fails if anything of the cluster is left on the machine).
+// imports it), "expand" (puts the environment's ${VALUES} into files), and "left" (fails if
+// anything of the cluster is left on the machine).
 package scripts

@@ -50,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"left":       left,
 			"kill9":      kill9,
 			"listen":     listen,
+			"expand":     expand,
 		},
 	})
 }
@@ -66,6 +67,7 @@ func setup(env *testscript.Env, bin string) error {
 		return err
 	}
 	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	env.Setenv("BIN", bin)
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("CORACLE_DATA_DIR", data)
 	env.Setenv("CORACLE_PORT", strconv.Itoa(port))
@@ -122,10 +124,9 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	var out, errs bytes.Buffer
+	var last string
 	for {
-		out.Reset()
-		errs.Reset()
+		var out, errs bytes.Buffer
 		c := exec.CommandContext(ctx, lookPath(ts, command[0]), command[1:]...)
 		c.Dir, c.Stdout, c.Stderr = ts.MkAbs("."), &out, &errs
 		c.Env = environment(ts)
@@ -133,10 +134,13 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		if ok := err == nil && pattern.Match(out.Bytes()); ok != neg {
 			return
 		}
+		if ctx.Err() == nil || last == "" {
+			last = fmt.Sprintf("(%v)\n%s%s", err, out.String(), errs.String())
+		}
 		select {
 		case <-ctx.Done():
 			logTail(ts)
-			ts.Fatalf("after %s %q still gives (%v):\n%s%s", limit, strings.Join(command, " "), err, out.String(), errs.String())
+			ts.Fatalf("after %s %q still gives %s", limit, strings.Join(command, " "), last)
 		case <-time.After(50 * time.Millisecond): // between two looks at the condition
 		}
 	}
@@ -211,6 +215,19 @@ func listen(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { l.Close() })
 	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// expand FILE... replaces ${NAME} in the files by the environment's values.
+func expand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: expand FILE...")
+	}
+	for _, name := range args {
+		text := regexp.MustCompile(`\$\{[A-Z_]+\}`).ReplaceAllStringFunc(ts.ReadFile(name), func(v string) string {
+			return ts.Getenv(v[2 : len(v)-1])
+		})
+		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o644))
+	}
 }
 
 // left fails if processes, mounts, links or cgroups of this script's cluster exist.
