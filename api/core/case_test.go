@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
@@ -33,6 +34,9 @@ var update = flag.Bool("update", false, "write what the rules say into testdata,
 //	                if it is to be looked at
 //	NAME.errors     what validation says, one error a line; no file: it says nothing
 //	NAME.warnings   what the client is warned of; no file: of nothing
+//	NAME.row        the cells of the object as it is, wide ones in brackets; nothing else is then
+//	                looked at
+//	NAME.filed      the selectable fields and indexes of the object as it is, likewise
 //	NAME.generation for an update: "same" or "new", if it is to be looked at
 func TestCases(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
@@ -70,9 +74,11 @@ func runFile(t *testing.T, registry *api.Registry, file string) {
 		}
 		t.Run(name, func(t *testing.T) {
 			got := runCase(t, registry, given[name], patch, isUpdate)
-			for _, part := range []string{"filled", "errors", "warnings", "generation"} {
+			_, row := given[name+".row"]
+			_, filed := given[name+".filed"]
+			for _, part := range []string{"filled", "errors", "warnings", "generation", "row", "filed"} {
 				want, asked := given[name+"."+part]
-				if !asked && (part == "filled" || part == "generation") {
+				if !asked && (part != "errors" && part != "warnings" || row || filed) {
 					continue
 				}
 				if got[part] != want && !*update {
@@ -94,7 +100,7 @@ func runFile(t *testing.T, registry *api.Registry, file string) {
 // runCase gives what happens to one object, by part.
 func runCase(t *testing.T, registry *api.Registry, object, patch string, isUpdate bool) map[string]string {
 	kind, obj := decode(t, registry, object)
-	got := map[string]string{}
+	got := map[string]string{"row": row(kind, obj), "filed": filed(kind, obj)}
 	if !isUpdate {
 		before := flat(t, obj)
 		call(kind.Default, obj)
@@ -136,6 +142,68 @@ func runCase(t *testing.T, registry *api.Registry, object, patch string, isUpdat
 		got["generation"] = "new\n"
 	}
 	return got
+}
+
+// now is the time at which tables are read.
+var now = time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC)
+
+func row(kind *api.Kind, obj api.Object) string {
+	var cells []string
+	for _, c := range kind.Columns {
+		cell := fmt.Sprint(c.Cell(obj, now))
+		if c.Priority > 0 {
+			cell = "[" + cell + "]"
+		}
+		cells = append(cells, cell)
+	}
+	return strings.Join(cells, " | ") + "\n"
+}
+
+func filed(kind *api.Kind, obj api.Object) string {
+	var out []string
+	for name, f := range kind.Fields {
+		out = append(out, "field "+name+" = "+f(obj))
+	}
+	for name, f := range kind.Indexes {
+		out = append(out, fmt.Sprintf("index %s = %q", name, f(obj)))
+	}
+	sort.Strings(out)
+	return joined(out)
+}
+
+// TestColumns holds the heads of the tables: name, type, format and whether they are wide.
+func TestColumns(t *testing.T) {
+	var out []string
+	for _, k := range api.NewRegistry(core.Kinds()...).All() {
+		if len(k.Columns) == 0 {
+			continue
+		}
+		line := k.Kind + ":"
+		for _, c := range k.Columns {
+			line += fmt.Sprintf(" %s(%s", c.Name, c.Type)
+			if c.Format != "" {
+				line += "," + c.Format
+			}
+			if c.Priority > 0 {
+				line += ",wide"
+			}
+			line += ")"
+			if c.Description == "" || c.Cell == nil {
+				t.Errorf("%s: column %s is not described", k.Kind, c.Name)
+			}
+		}
+		out = append(out, line)
+	}
+	slices.Sort(out)
+	want, err := os.ReadFile("testdata/columns.txt")
+	if *update {
+		err = os.WriteFile("testdata/columns.txt", []byte(joined(out)), 0o644)
+	} else if string(want) != joined(out) {
+		t.Errorf("columns are\n%s", joined(out))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // call applies a rule of a Kind, if it has it.
