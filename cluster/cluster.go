@@ -13,6 +13,7 @@ import (
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/internal/version"
+	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
@@ -58,6 +59,7 @@ type Cluster struct {
 	client   client.Client
 	engine   *reconcile.Engine
 	runtime  container.Runtime
+	balancer *nft.Balancer
 	pods     *network.Pods
 	node     nodeAPI
 

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"coracle.dev/coracle/controllers/bootstrap"
+	"coracle.dev/coracle/controllers/daemonset"
 	"coracle.dev/coracle/controllers/deployment"
 	"coracle.dev/coracle/controllers/endpoints"
 	"coracle.dev/coracle/controllers/endpointslice"
+	"coracle.dev/coracle/controllers/eventttl"
 	"coracle.dev/coracle/controllers/garbage"
 	"coracle.dev/coracle/controllers/namespace"
 	"coracle.dev/coracle/controllers/nodeipam"
@@ -17,6 +20,7 @@ import (
 	"coracle.dev/coracle/controllers/replicaset"
 	"coracle.dev/coracle/controllers/rootca"
 	"coracle.dev/coracle/controllers/serviceaccount"
+	"coracle.dev/coracle/controllers/statefulset"
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network/service"
@@ -24,8 +28,9 @@ import (
 
 // Defaults of upstream's controller manager.
 const (
-	nodeBits       = 24    // --node-cidr-mask-size
-	terminatedPods = 12500 // --terminated-pod-gc-threshold
+	nodeBits       = 24        // --node-cidr-mask-size
+	terminatedPods = 12500     // --terminated-pod-gc-threshold
+	eventLife      = time.Hour // --event-ttl
 )
 
 // startControllers gives the engine its loops and runs it.
@@ -45,6 +50,9 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		rootca.Loop(c.keys.caPEM),
 		deployment.Loop(),
 		replicaset.Loop(),
+		statefulset.Loop(),
+		daemonset.Loop(),
+		eventttl.Loop(eventLife),
 		garbage.Loop(c.registry),
 		endpointslice.Loop(),
 		endpoints.Loop(),
@@ -53,11 +61,11 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)
 	if c.cfg.Nodes.Real {
-		balancer, err := nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})
+		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})
 		if err != nil {
 			return nil, "", err
 		}
-		c.engine.Add(service.Loop(balancer, c.serviceIP(dnsIndex)))
+		c.engine.Add(service.Loop(c.balancer, c.serviceIP(dnsIndex)))
 	}
 	stop := c.run("controllers", c.engine.Run)
 	// What every cluster has is there before anything else starts that may need it.

@@ -116,25 +116,30 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		return nil, "", err
 	}
 	var agent *node.Agent
+	net := network.NewNode(c.pods, c.balancer)
 	volumes := volume.New(volume.Config{
 		Root: c.state.path("pods"), Client: c.client, NodeName: c.cfg.NodeName, Log: c.log,
 		Token: c.podToken,
 		Wake:  func(uid types.UID) { agent.WakeVolumes(uid) },
+		Image: func(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (string, error) {
+			return agent.VolumeImage(ctx, p, v)
+		},
 		Warn: func(p *corev1.Pod, reason, message string) {
 			c.nodeEvent(reconcile.Event{Type: corev1.EventTypeWarning, Reason: reason, Message: message,
 				Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID}})
 		},
 	})
 	agent = node.New(node.Config{
-		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: c.pods,
+		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: net,
 		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
 		Addresses: []netip.Addr{host}, PodCIDRs: []netip.Prefix{netip.PrefixFrom(c.podRange().Addr(), 24)},
 		OnPodCIDRs: c.pods.SetRanges,
+		MapPorts:   mapPorts(net),
 		ClusterDNS: []netip.Addr{c.serviceIP(dnsIndex)}, ClusterDomain: c.cfg.Domain,
 	})
 	api := kubelet.Handler(kubelet.Config{
 		NodeName: c.cfg.NodeName, Pods: agent.Pods, Pod: agent.Pod, Sandbox: agent.Sandbox, Container: agent.Container,
-		Runtime: c.runtime, Volumes: volumes.Usages, Log: c.log,
+		Runtime: c.runtime, Volumes: volumes.Usages, RootDir: c.cfg.DataDir, ImageDir: c.cfg.DataDir, Log: c.log,
 	})
 	var handler http.Handler = api
 	c.node.handler.Store(&handler)
@@ -151,6 +156,26 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		return nil, "", errors.Join(err, stop(context.WithoutCancel(ctx)))
 	}
 	return stop, c.cfg.NodeName + " is Ready", nil
+}
+
+// mapPorts leads host ports to a pod's addresses, each to the one of its own family.
+func mapPorts(n *network.Node) func(context.Context, string, []netip.Addr, []node.PortMapping) error {
+	return func(_ context.Context, sandboxID string, addrs []netip.Addr, ports []node.PortMapping) error {
+		var all []network.HostPort
+		for _, p := range ports {
+			for _, addr := range addrs {
+				if p.HostIP.IsValid() && !p.HostIP.IsUnspecified() && p.HostIP.Is4() != addr.Is4() {
+					continue
+				}
+				front := nft.Front{Proto: nft.Protocol(string(p.Protocol)), Port: p.HostPort}
+				if !p.HostIP.IsUnspecified() {
+					front.Addr = p.HostIP
+				}
+				all = append(all, network.HostPort{Front: front, Backend: netip.AddrPortFrom(addr, p.Port)})
+			}
+		}
+		return n.Map(sandboxID, all)
+	}
 }
 
 // podToken issues the token of a pod's service account, bound to the pod.

@@ -27,6 +27,19 @@ type Front struct {
 	Port  uint16
 }
 
+// Protocol is the number of a protocol that has ports, by its usual name in capitals; 0 for any other.
+func Protocol(name string) uint8 {
+	switch name {
+	case "TCP":
+		return unix.IPPROTO_TCP
+	case "UDP":
+		return unix.IPPROTO_UDP
+	case "SCTP":
+		return unix.IPPROTO_SCTP
+	}
+	return 0
+}
+
 // Balancer spreads connections to fronts over backends by destination NAT, for IPv4.
 // Finding the rule for a packet is one look-up in a hash map however many fronts there
 // are, and a change costs one transaction in proportion to the backends of the one

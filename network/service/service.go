@@ -32,9 +32,6 @@ type Port struct {
 	Backends []netip.AddrPort
 }
 
-// protocols by their number; the three that Services can have.
-var protocols = map[corev1.Protocol]uint8{corev1.ProtocolTCP: 6, corev1.ProtocolUDP: 17, corev1.ProtocolSCTP: 132}
-
 // Plan says what the ports of a Service want; nothing for one that has no cluster
 // address. Addresses in served are answered by the node itself (the cluster's DNS) and left out.
 // Ready endpoints serve; if there is none, those that are terminating but still serve do
@@ -48,7 +45,7 @@ func Plan(s store.Snapshot, namespace, name string, served map[netip.Addr]bool) 
 	for i := range svc.Spec.Ports {
 		p := &svc.Spec.Ports[i]
 		want := Port{ID: namespace + "/" + name + "/" + string(p.Protocol) + "/" + p.Name}
-		number := protocols[p.Protocol]
+		number := nft.Protocol(string(p.Protocol))
 		for _, text := range append(append([]string{}, svc.Spec.ClusterIPs...), svc.Spec.ExternalIPs...) {
 			if ip, err := netip.ParseAddr(text); err == nil && !served[ip] {
 				want.Fronts = append(want.Fronts, nft.Front{Addr: ip, Proto: number, Port: uint16(p.Port)})
