@@ -109,7 +109,6 @@ func (r *Runtime) CreateSandbox(ctx context.Context, config container.SandboxCon
 	if err := checkSandbox(config); err != nil {
 		return container.SandboxStatus{}, err
 	}
-	r.shim.warm()
 	s := &sandbox{id: config.ID, dir: filepath.Join(r.dir, "sandboxes", config.ID)}
 	s.rec = sandboxRecord{Config: config, Created: time.Now().UTC(), BootID: r.bootID}
 	s.op.Lock()
@@ -131,6 +130,7 @@ func (r *Runtime) CreateSandbox(ctx context.Context, config container.SandboxCon
 		}
 		return container.SandboxStatus{}, fmt.Errorf("sandbox %s: %w", s.id, err)
 	}
+	r.shim.warm() // now, as it holds up the making of cgroups
 	r.events.emit(container.Event{Type: container.EventSandboxCreated, SandboxID: s.id})
 	return r.sandboxStatus(s), nil
 }
