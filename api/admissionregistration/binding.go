@@ -69,7 +69,7 @@ func validatingBinding(b *admissionv1.ValidatingAdmissionPolicyBinding) field.Er
 	path := field.NewPath("spec")
 	errs := policyName(b.Spec.PolicyName, path.Child("policyName"))
 	errs = append(errs, paramRef(b.Spec.ParamRef, path.Child("paramRef"))...)
-	errs = append(errs, matchResources(b.Spec.MatchResources, path.Child("matchResouces"))...) // upstream's spelling
+	errs = append(errs, matchResources(b.Spec.MatchResources, path.Child("matchResources"))...)
 	return append(errs, actions(b.Spec.ValidationActions, path.Child("validationActions"))...)
 }
 
@@ -77,7 +77,8 @@ func mutatingBinding(b *admissionv1.MutatingAdmissionPolicyBinding) field.ErrorL
 	path := field.NewPath("spec")
 	errs := policyName(b.Spec.PolicyName, path.Child("policyName"))
 	errs = append(errs, paramRef(b.Spec.ParamRef, path.Child("paramRef"))...)
-	return append(errs, matchResources(b.Spec.MatchResources, path.Child("matchResouces"))...)
+	errs = append(errs, matchResources(b.Spec.MatchResources, path.Child("matchResources"))...)
+	return append(errs, mutatedOperations(b.Spec.MatchResources, path.Child("matchResources"))...)
 }
 
 func policyName(name string, path *field.Path) field.ErrorList {

@@ -160,15 +160,13 @@ func validation(v *admissionv1.Validation, path *field.Path) field.ErrorList {
 	}
 	switch text := strings.TrimSpace(v.Message); {
 	case v.Message != "" && text == "":
-		errs = append(errs, field.Invalid(path.Child("message"), v.Message, "message must be non-empty if specified"))
+		errs = append(errs, field.Invalid(path.Child("message"), v.Message, "must be non-empty if specified"))
 	case strings.ContainsAny(text, "\r\n"):
-		errs = append(errs, field.Invalid(path.Child("message"), v.Message, "message must not contain line breaks"))
-	case text == "" && strings.ContainsAny(strings.TrimSpace(v.Expression), "\r\n") && v.MessageExpression == "":
-		errs = append(errs, field.Required(path.Child("message"), "message must be specified if expression contains line breaks"))
+		errs = append(errs, field.Invalid(path.Child("message"), v.Message, "must not contain line breaks"))
 	}
 	if v.Reason != nil {
 		errs = append(errs, validate.OneOf(*v.Reason, path.Child("reason"),
-			metav1.StatusReasonForbidden, metav1.StatusReasonInvalid, metav1.StatusReasonRequestEntityTooLarge, metav1.StatusReasonUnauthorized)...)
+			metav1.StatusReasonForbidden, metav1.StatusReasonInvalid, metav1.StatusReasonRequestEntityTooLarge)...)
 	}
 	return errs
 }
@@ -187,7 +185,7 @@ func variable(v *admissionv1.Variable, path *field.Path) field.ErrorList {
 	case strings.TrimSpace(v.Name) == "":
 		errs = append(errs, field.Required(path.Child("name"), "name is not specified"))
 	case !identifier.MatchString(v.Name) || slices.Contains(reserved, v.Name):
-		errs = append(errs, field.Invalid(path.Child("name"), v.Name, "name is not a valid CEL identifier"))
+		errs = append(errs, field.Invalid(path.Child("name"), v.Name, "must be a valid CEL identifier"))
 	}
 	if strings.TrimSpace(v.Expression) == "" {
 		errs = append(errs, field.Required(path.Child("expression"), "expression is not specified"))
@@ -296,17 +294,7 @@ func mutatingPolicyKind() *api.Kind {
 func mutatingPolicy(s *admissionv1.MutatingAdmissionPolicySpec) field.ErrorList {
 	path := field.NewPath("spec")
 	errs := common(s.FailurePolicy, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, path)
-	if s.MatchConstraints != nil {
-		rules := path.Child("matchConstraints", "resourceRules")
-		for i := range s.MatchConstraints.ResourceRules {
-			for k, o := range s.MatchConstraints.ResourceRules[i].Operations {
-				if o == admissionv1.Delete {
-					errs = append(errs, field.NotSupported(rules.Index(i).Child("operations").Index(k), o,
-						[]admissionv1.OperationType{admissionv1.OperationAll, admissionv1.Connect, admissionv1.Create, admissionv1.Update}))
-				}
-			}
-		}
-	}
+	errs = append(errs, mutatedOperations(s.MatchConstraints, path.Child("matchConstraints"))...)
 	if len(s.Mutations) == 0 {
 		errs = append(errs, field.Required(path.Child("mutations"), "mutations must contain at least one item"))
 	}
@@ -317,17 +305,35 @@ func mutatingPolicy(s *admissionv1.MutatingAdmissionPolicySpec) field.ErrorList 
 		admissionv1.IfNeededReinvocationPolicy, admissionv1.NeverReinvocationPolicy)...)
 }
 
+// mutatedOperations refuses rules about operations after which there is nothing to change.
+func mutatedOperations(m *admissionv1.MatchResources, path *field.Path) field.ErrorList {
+	if m == nil {
+		return nil
+	}
+	var errs field.ErrorList
+	for i := range m.ResourceRules {
+		for _, o := range m.ResourceRules[i].Operations {
+			errs = append(errs, validate.OneOf(o, path.Child("resourceRules", "operations"),
+				admissionv1.OperationAll, admissionv1.Connect, admissionv1.Create, admissionv1.Update)...)
+		}
+	}
+	return errs
+}
+
 func mutation(m *admissionv1.Mutation, path *field.Path) field.ErrorList {
-	errs := validate.RequiredOneOf(m.PatchType, path.Child("patchType"), admissionv1.PatchTypeApplyConfiguration, admissionv1.PatchTypeJSONPatch)
-	one := func(name string, wanted, present bool, expression string) {
+	if errs := validate.RequiredOneOf(m.PatchType, path.Child("patchType"), admissionv1.PatchTypeApplyConfiguration, admissionv1.PatchTypeJSONPatch); len(errs) > 0 {
+		return errs
+	}
+	var errs field.ErrorList
+	check := func(kind admissionv1.PatchType, name string, present bool, expression string) {
 		p := path.Child(name)
 		switch {
-		case wanted && !present:
+		case kind != m.PatchType && present:
+			errs = append(errs, field.Invalid(p, "{"+name+"}", fmt.Sprintf("must not be specified when patchType is %s", m.PatchType)))
+		case kind == m.PatchType && !present:
 			errs = append(errs, field.Required(p, fmt.Sprintf("must be specified when patchType is %s", m.PatchType)))
-		case wanted && strings.TrimSpace(expression) == "":
-			errs = append(errs, field.Required(p.Child("expression"), "expression is not specified"))
-		case !wanted && present:
-			errs = append(errs, field.Forbidden(p, fmt.Sprintf("must not be specified when patchType is %s", m.PatchType)))
+		case kind == m.PatchType && strings.TrimSpace(expression) == "":
+			errs = append(errs, field.Required(p.Child("expression"), ""))
 		}
 	}
 	var apply, patch string
@@ -337,7 +343,7 @@ func mutation(m *admissionv1.Mutation, path *field.Path) field.ErrorList {
 	if m.JSONPatch != nil {
 		patch = m.JSONPatch.Expression
 	}
-	one("applyConfiguration", m.PatchType == admissionv1.PatchTypeApplyConfiguration, m.ApplyConfiguration != nil, apply)
-	one("jsonPatch", m.PatchType == admissionv1.PatchTypeJSONPatch, m.JSONPatch != nil, patch)
+	check(admissionv1.PatchTypeApplyConfiguration, "applyConfiguration", m.ApplyConfiguration != nil, apply)
+	check(admissionv1.PatchTypeJSONPatch, "jsonPatch", m.JSONPatch != nil, patch)
 	return errs
 }

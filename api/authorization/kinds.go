@@ -3,6 +3,8 @@
 package authorization
 
 import (
+	"fmt"
+
 	authorizationv1 "k8s.io/api/authorization/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -121,14 +123,14 @@ func attributes(r *authorizationv1.ResourceAttributes, n *authorizationv1.NonRes
 // selectors checks the selectors of a list or watch that is asked about. Operators that nobody
 // knows are let through: authorizers ignore them, which can only narrow the answer.
 func selectors(r *authorizationv1.ResourceAttributes, path *field.Path) field.ErrorList {
-	const both, none = "may not specified at the same time as requirements", "requirements: one of rawSelector and requirements must be specified"
+	const both = "may not specified at the same time as requirements"
 	var errs field.ErrorList
 	form := func(p *field.Path, raw string, count int) {
 		switch {
 		case raw != "" && count > 0:
 			errs = append(errs, field.Invalid(p.Child("rawSelector"), raw, both))
 		case raw == "" && count == 0:
-			errs = append(errs, field.Required(p.Child("requirements"), none))
+			errs = append(errs, field.Required(p.Child("requirements"), fmt.Sprintf("when %s is specified, requirements or rawSelector is required", p)))
 		}
 	}
 	if s := r.FieldSelector; s != nil {

@@ -44,8 +44,8 @@ func autoscalerKind() *api.Kind {
 		Strategy: api.Strategy{
 			PrepareCreate:  api.On(func(h hpa) { h.Status = autoscalingv2.HorizontalPodAutoscalerStatus{} }),
 			PrepareUpdate:  api.OnUpdate(func(h, old hpa) { h.Status = old.Status }),
-			Validate:       api.Checks(func(h hpa) field.ErrorList { return spec(&h.Spec) }),
-			ValidateUpdate: api.ChecksUpdate(func(h, _ hpa) field.ErrorList { return spec(&h.Spec) }),
+			Validate:       api.Checks(func(h hpa) field.ErrorList { return spec(&h.Spec, nil) }),
+			ValidateUpdate: api.ChecksUpdate(func(h, old hpa) field.ErrorList { return spec(&h.Spec, &old.Spec) }),
 		},
 		Desired: func(o, p api.Object) bool {
 			return !equality.Semantic.DeepEqual(o.(hpa).Spec, p.(hpa).Spec)

@@ -100,7 +100,7 @@ func TestKindsAreComplete(t *testing.T) {
 		}
 		named := false
 		for _, c := range k.Columns {
-			named = named || c.Name == "Name" && c.Format == "name"
+			named = named || c.Name == "Name" && (c.Format == "name" || k.Kind == "Event") // upstream gives events' column no format
 			if c.Cell == nil {
 				t.Errorf("%s: column %q shows nothing", k.Name(), c.Name)
 			}

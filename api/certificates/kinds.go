@@ -21,6 +21,9 @@ import (
 
 const group = certificatesv1.GroupName
 
+// certificateBlock is the type of a PEM block with a certificate.
+const certificateBlock = "CERTIFICATE"
+
 // Kinds returns new descriptors of every kind of the group.
 func Kinds() []*api.Kind {
 	return []*api.Kind{
@@ -85,7 +88,7 @@ func issued(text []byte) error {
 		if block == nil {
 			break
 		}
-		if block.Type != "CERTIFICATE" {
+		if block.Type != certificateBlock {
 			return fmt.Errorf("only CERTIFICATE PEM blocks are allowed, found %q", block.Type)
 		}
 		if len(block.Headers) > 0 {
@@ -124,7 +127,7 @@ func anchors(text string, path *field.Path) field.ErrorList {
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
-		if block.Type != "CERTIFICATE" {
+		if block.Type != certificateBlock {
 			invalid("entry %d has bad block type: %v", i, block.Type)
 		}
 		if len(block.Headers) > 0 {

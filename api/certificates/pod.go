@@ -1,6 +1,10 @@
 package certificates
 
 import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
 	"strings"
@@ -21,6 +25,9 @@ const (
 	maxPodExpiration     = 7862400
 	defaultPodExpiration = 86400
 )
+
+// maxStub is the most bytes of a pod's certificate request.
+const maxStub = 10 * 1024
 
 func podRequestKind() *api.Kind {
 	type request = *certificatesv1.PodCertificateRequest
@@ -63,11 +70,14 @@ func podRequestKind() *api.Kind {
 			PrepareUpdate: api.OnUpdate(func(r, old request) {
 				r.Spec = old.Spec
 				metav1.ResetObjectMetaForStatus(&r.ObjectMeta, &old.ObjectMeta)
+				keepTransitions(r.Status.Conditions, old.Status.Conditions)
 			}),
 			ValidateUpdate: api.ChecksUpdate(podRequestStatus),
 		})},
 	}
 }
+
+const pending = "Pending"
 
 func podRequestState(r *certificatesv1.PodCertificateRequest) string {
 	for _, c := range r.Status.Conditions {
@@ -77,7 +87,7 @@ func podRequestState(r *certificatesv1.PodCertificateRequest) string {
 			return c.Type
 		}
 	}
-	return "Pending"
+	return pending
 }
 
 func podRequest(r *certificatesv1.PodCertificateRequest) field.ErrorList {
@@ -99,14 +109,41 @@ func podRequest(r *certificatesv1.PodCertificateRequest) field.ErrorList {
 		}
 	}
 	errs = append(errs, podExpiration(s, path.Child("maxExpirationSeconds"))...)
-	stub, err := x509.ParseCertificateRequest(s.StubPKCS10Request)
-	if err == nil {
-		err = stub.CheckSignature()
-	}
-	if err != nil {
-		errs = append(errs, field.Invalid(path.Child("stubPKCS10Request"), field.OmitValueType{}, "must be a valid PKCS#10 request: "+err.Error()))
-	}
+	errs = append(errs, stub(s.StubPKCS10Request, path)...)
 	return append(errs, userAnnotations(s.UnverifiedUserAnnotations, path.Child("unverifiedUserAnnotations"))...)
+}
+
+// stub checks the certificate request that carries the public key of a pod: that it is of a
+// kind that is known, and that whoever made the request holds the private key.
+func stub(der []byte, spec *field.Path) field.ErrorList {
+	path := spec.Child("stubPKCS10Request")
+	switch {
+	case len(der) == 0:
+		return field.ErrorList{field.Invalid(spec, field.OmitValueType{}, "exactly one of (stubPKCS10Request) or (pkixPublicKey, proofOfPossession) must be set")}
+	case len(der) > maxStub:
+		return field.ErrorList{field.TooLong(path, "", maxStub)}
+	}
+	request, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		return field.ErrorList{field.Invalid(path, field.OmitValueType{}, "must be a valid PKCS#10 CSR")}
+	}
+	switch key := request.PublicKey.(type) {
+	case ed25519.PublicKey:
+	case *ecdsa.PublicKey:
+		if key.Curve != elliptic.P256() && key.Curve != elliptic.P384() && key.Curve != elliptic.P521() {
+			return field.ErrorList{field.Invalid(path, "curve "+key.Curve.Params().Name, "elliptic public keys must use curve P256, P384, or P521")}
+		}
+	case *rsa.PublicKey:
+		if bits := key.Size() * 8; bits != 3072 && bits != 4096 {
+			return field.ErrorList{field.Invalid(path, fmt.Sprintf("%d-bit modulus", bits), "RSA keys must have modulus size 3072 or 4096")}
+		}
+	default:
+		return field.ErrorList{field.Invalid(path, field.OmitValueType{}, "unknown public key type; supported types are Ed25519, ECDSA, and RSA")}
+	}
+	if request.CheckSignature() != nil {
+		return field.ErrorList{field.Invalid(path, field.OmitValueType{}, "invalid signature")}
+	}
+	return nil
 }
 
 func podExpiration(s *certificatesv1.PodCertificateRequestSpec, path *field.Path) field.ErrorList {
@@ -129,48 +166,6 @@ func userAnnotations(annotations map[string]string, path *field.Path) field.Erro
 		if !strings.Contains(key, "/") {
 			errs = append(errs, field.Invalid(path, key, "a valid annotation key must be domain-prefixed"))
 		}
-	}
-	return errs
-}
-
-func podRequestStatus(r, old *certificatesv1.PodCertificateRequest) field.ErrorList {
-	path := field.NewPath("status")
-	errs := validate.Conditions(r.Status.Conditions, path.Child("conditions"))
-	ends := 0
-	for i, c := range r.Status.Conditions {
-		p := path.Child("conditions").Index(i)
-		switch c.Type {
-		case certificatesv1.PodCertificateRequestConditionTypeIssued, certificatesv1.PodCertificateRequestConditionTypeDenied,
-			certificatesv1.PodCertificateRequestConditionTypeFailed:
-			if ends++; ends > 1 {
-				errs = append(errs, field.Invalid(p.Child("type"), c.Type, "There may be at most one condition with type \"Issued\", \"Denied\", or \"Failed\""))
-			}
-			if c.Status != metav1.ConditionTrue {
-				errs = append(errs, field.NotSupported(p.Child("status"), c.Status, []metav1.ConditionStatus{metav1.ConditionTrue}))
-			}
-		default:
-			errs = append(errs, field.NotSupported(p.Child("type"), c.Type, []string{"Issued", "Denied", "Failed"}))
-		}
-	}
-	if podRequestState(old) != "Pending" {
-		return append(errs, validate.Immutable(r.Status, old.Status, path)...)
-	}
-	chain := path.Child("certificateChain")
-	switch state := podRequestState(r); {
-	case state == certificatesv1.PodCertificateRequestConditionTypeIssued:
-		if err := issued([]byte(r.Status.CertificateChain)); err != nil {
-			errs = append(errs, field.Invalid(chain, "<value omitted>", err.Error()))
-		}
-		for _, t := range []struct {
-			name string
-			at   *metav1.Time
-		}{{"notBefore", r.Status.NotBefore}, {"notAfter", r.Status.NotAfter}, {"beginRefreshAt", r.Status.BeginRefreshAt}} {
-			if t.at == nil {
-				errs = append(errs, field.Required(path.Child(t.name), "must be present and consistent with the issued certificate"))
-			}
-		}
-	case r.Status.CertificateChain != "":
-		errs = append(errs, field.Invalid(chain, "<value omitted>", "must be empty unless the request is issued"))
 	}
 	return errs
 }

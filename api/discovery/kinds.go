@@ -40,8 +40,12 @@ func endpointSliceKind() *api.Kind {
 		Default:    api.On(defaultEndpointSlice),
 		Strategy: api.Strategy{
 			PrepareCreate: api.On(dropTopology),
-			PrepareUpdate: api.OnUpdate(func(s, _ slice) { dropTopology(s) }),
-			Validate:      api.Checks(func(s slice) field.ErrorList { return endpointSlice(s, nil) }),
+			PrepareUpdate: api.OnUpdate(func(s, old slice) {
+				if !equality.Semantic.DeepEqual(s.Endpoints, old.Endpoints) {
+					dropTopology(s)
+				}
+			}),
+			Validate: api.Checks(func(s slice) field.ErrorList { return endpointSlice(s, nil) }),
 			ValidateUpdate: api.ChecksUpdate(func(s, old slice) field.ErrorList {
 				return append(endpointSlice(s, old), validate.Immutable(s.AddressType, old.AddressType, field.NewPath("addressType"))...)
 			}),

@@ -76,7 +76,7 @@ func priorityLevel(l *flowcontrolv1.PriorityLevelConfiguration) field.ErrorList 
 	s := &l.Spec
 	var errs field.ErrorList
 	if (l.Name == flowcontrolv1.PriorityLevelConfigurationNameExempt) != (s.Type == flowcontrolv1.PriorityLevelEnablementExempt) {
-		errs = append(errs, field.Invalid(path.Child("type"), s.Type, "type must be 'Exempt' if and only if name is 'exempt'"))
+		errs = append(errs, field.Invalid(path.Child("type"), s.Type, "must be 'Exempt' if and only if `name` is 'exempt'"))
 	}
 	switch s.Type {
 	case flowcontrolv1.PriorityLevelEnablementExempt:

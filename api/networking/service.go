@@ -6,6 +6,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	pathvalidation "k8s.io/apimachinery/pkg/api/validation/path"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
@@ -90,8 +91,7 @@ func serviceCIDRKind() *api.Kind {
 		Group: group, Kind: "ServiceCIDR", Resource: "servicecidrs", Singular: "servicecidr",
 		Versions: declare.V1[networkingv1.ServiceCIDR, networkingv1.ServiceCIDRList](),
 		Strategy: api.Strategy{
-			PrepareCreate:  api.On(func(c cidr) { c.Status = networkingv1.ServiceCIDRStatus{} }),
-			PrepareUpdate:  api.OnUpdate(func(c, old cidr) { c.Status = old.Status }),
+			// The status is not taken away from those who write the object: upstream keeps it so.
 			Validate:       api.Checks(func(c cidr) field.ErrorList { return serviceCIDRs(c.Spec.CIDRs) }),
 			ValidateUpdate: api.ChecksUpdate(serviceCIDRUpdate),
 		},
@@ -102,7 +102,10 @@ func serviceCIDRKind() *api.Kind {
 			declare.Age(),
 		},
 		Subresources: []api.Subresource{declare.Status(api.Strategy{
-			PrepareUpdate: api.OnUpdate(func(c, old cidr) { c.Spec = old.Spec }),
+			PrepareUpdate: api.OnUpdate(func(c, old cidr) {
+				c.Spec = old.Spec
+				metav1.ResetObjectMetaForStatus(&c.ObjectMeta, &old.ObjectMeta)
+			}),
 		})},
 	}
 }

@@ -105,6 +105,7 @@ func attachmentSource(s *storagev1.VolumeAttachmentSource, path *field.Path) fie
 			return field.ErrorList{field.Required(p, "must specify non empty persistentVolumeName")}
 		}
 		return validate.DNSSubdomainField(*s.PersistentVolumeName, p)
+	default:
+		return core.ValidatePersistentVolumeSpec(s.InlineVolumeSpec, "", true, path.Child("inlineVolumeSpec"))
 	}
-	return nil
 }

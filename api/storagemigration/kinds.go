@@ -3,8 +3,12 @@
 package storagemigration
 
 import (
+	"strings"
+
 	storagemigrationv1 "k8s.io/api/storagemigration/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
@@ -25,14 +29,9 @@ func migrationKind() *api.Kind {
 		Strategy: api.Strategy{
 			PrepareCreate: api.On(func(m migration) { m.Status = storagemigrationv1.StorageVersionMigrationStatus{} }),
 			PrepareUpdate: api.OnUpdate(func(m, old migration) { m.Status = old.Status }),
-			Validate: api.Checks(func(m migration) field.ErrorList {
-				if m.Spec.Resource.Resource == "" {
-					return field.ErrorList{field.Required(field.NewPath("spec", "resource", "resource"), "resource is required")}
-				}
-				return nil
-			}),
+			Validate:      api.Checks(func(m migration) field.ErrorList { return resource(m.Spec.Resource) }),
 			ValidateUpdate: api.ChecksUpdate(func(m, old migration) field.ErrorList {
-				return validate.Immutable(m.Spec, old.Spec, field.NewPath("spec"))
+				return append(resource(m.Spec.Resource), validate.Immutable(m.Spec, old.Spec, field.NewPath("spec"))...)
 			}),
 		},
 		Columns: []api.Column{
@@ -58,29 +57,46 @@ func schemaText(r metav1.GroupResource) string {
 	return r.Resource + "." + r.Group
 }
 
+func resource(r metav1.GroupResource) field.ErrorList {
+	path := field.NewPath("spec", "resource")
+	var errs field.ErrorList
+	if p := path.Child("resource"); r.Resource == "" {
+		errs = append(errs, field.Required(p, "resource is required to be set"))
+	} else if messages := validate.Label1035(r.Resource, false); len(messages) > 0 {
+		errs = append(errs, field.Invalid(p, r.Resource, strings.Join(messages, ",")))
+	}
+	if messages := validate.DNSSubdomain(r.Group); r.Group != "" && len(messages) > 0 {
+		errs = append(errs, field.Invalid(path.Child("group"), r.Group, strings.Join(messages, ",")))
+	}
+	return errs
+}
+
 // status checks that a migration ends in one way, and stays so.
 func status(s, old *storagemigrationv1.StorageVersionMigrationStatus) field.ErrorList {
 	path := field.NewPath("status", "conditions")
-	errs := validate.Conditions(s.Conditions, path)
-	is := func(list []metav1.Condition, t storagemigrationv1.MigrationConditionType) bool {
-		for _, c := range list {
-			if c.Type == string(t) {
-				return c.Status == metav1.ConditionTrue
-			}
-		}
-		return false
+	at := field.NewPath("status", "resourceVersion")
+	var errs field.ErrorList
+	if _, err := resourceversion.CompareResourceVersion(s.ResourceVersion, s.ResourceVersion); err != nil {
+		errs = append(errs, field.Invalid(at, s.ResourceVersion, err.Error()))
 	}
-	if is(s.Conditions, storagemigrationv1.MigrationSucceeded) && is(s.Conditions, storagemigrationv1.MigrationFailed) {
-		errs = append(errs, field.Invalid(path, field.OmitValueType{}, "Both success and failed conditions cannot be true at the same time"))
+	errs = append(errs, validate.Conditions(s.Conditions, path)...)
+	if old.ResourceVersion != "" && old.ResourceVersion != s.ResourceVersion {
+		errs = append(errs, field.Invalid(at, s.ResourceVersion, validate.ImmutableMessage))
 	}
-	if is(s.Conditions, storagemigrationv1.MigrationRunning) &&
-		(is(s.Conditions, storagemigrationv1.MigrationSucceeded) || is(s.Conditions, storagemigrationv1.MigrationFailed)) {
-		errs = append(errs, field.Invalid(path, field.OmitValueType{}, "Running condition cannot be true when success or failed conditions are true"))
-	}
-	for _, t := range []storagemigrationv1.MigrationConditionType{storagemigrationv1.MigrationSucceeded, storagemigrationv1.MigrationFailed} {
-		if is(old.Conditions, t) && !is(s.Conditions, t) {
-			errs = append(errs, field.Invalid(path, field.OmitValueType{}, string(t)+" condition cannot be set to false once it is true"))
+	refuse := func(when bool, message string) {
+		if when {
+			errs = append(errs, field.Invalid(path, s.Conditions, message))
 		}
 	}
+	is := func(s *storagemigrationv1.StorageVersionMigrationStatus, t storagemigrationv1.MigrationConditionType) bool {
+		return meta.IsStatusConditionTrue(s.Conditions, string(t))
+	}
+	running := is(s, storagemigrationv1.MigrationRunning)
+	succeeded, failed := is(s, storagemigrationv1.MigrationSucceeded), is(s, storagemigrationv1.MigrationFailed)
+	refuse(succeeded && failed, "Both success and failed conditions cannot be true at the same time")
+	refuse(succeeded && running, "Running condition cannot be true when success condition is true")
+	refuse(failed && running, "Running condition cannot be true when failed condition is true")
+	refuse(is(old, storagemigrationv1.MigrationSucceeded) && !succeeded, "Success condition cannot be set to false once it is true")
+	refuse(is(old, storagemigrationv1.MigrationFailed) && !failed, "Failed condition cannot be set to false once it is true")
 	return errs
 }
