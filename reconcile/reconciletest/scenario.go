@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,6 +39,7 @@ var update = flag.Bool("update", false, "write what scenarios print into their t
 // command a line, the files are what the commands name:
 //
 //	apply FILE                   create or update the objects of a YAML file, with their status
+//	patch RESOURCE NS/NAME FILE  apply a merge patch
 //	delete RESOURCE NS/NAME [foreground|background|orphan|now]
 //	ready NS SELECTOR            pods that the selector matches become ready
 //	unready NS SELECTOR          ... or not ready
@@ -102,12 +104,12 @@ func runScenario(t *testing.T, file string, loops func(c *Cluster) []reconcile.L
 
 func (s *scenario) command(words []string) error {
 	args := words[1:]
-	need := map[string]int{"apply": 1, "delete": 2, "ready": 2, "unready": 2, "let-go": 2, "advance": 1, "restart": 0, "show": 2, "events": 1}
+	need := map[string]int{"apply": 1, "patch": 3, "delete": 2, "ready": 2, "unready": 2, "let-go": 2, "advance": 1, "restart": 0, "show": 2, "events": 1}
 	if n, ok := need[words[0]]; !ok || len(args) < n {
 		return fmt.Errorf("no such command, or too few arguments")
 	}
 	switch words[0] {
-	case "apply", "delete", "ready", "unready", "let-go":
+	case "apply", "patch", "delete", "ready", "unready", "let-go":
 		return s.change(words[0], args)
 	case "advance":
 		d, err := time.ParseDuration(args[0])
@@ -132,6 +134,8 @@ func (s *scenario) change(command string, args []string) error {
 	switch command {
 	case "apply":
 		return s.apply(args[0])
+	case "patch":
+		return s.patch(args)
 	case "delete":
 		return s.remove(args)
 	case "let-go":
@@ -150,11 +154,49 @@ func (s *scenario) file(name string) (*txtar.File, bool) {
 	return nil, false
 }
 
-func (s *scenario) remove(args []string) error {
-	ns, name, ok := strings.Cut(args[1], "/")
-	if !ok {
-		ns, name = "", args[1]
+// patch changes the fields that a file names.
+func (s *scenario) patch(args []string) error {
+	file, ok := s.file(args[2])
+	kind := s.Registry.ByName(args[0])
+	if !ok || kind == nil {
+		return fmt.Errorf("no file %s, or no resource %s", args[2], args[0])
 	}
+	change, err := yaml.YAMLToJSON(file.Data)
+	if err != nil {
+		return err
+	}
+	key := keyOf(args[0], args[1])
+	entry := s.Snapshot().Get(key)
+	if entry == nil {
+		return fmt.Errorf("%s is not there", key)
+	}
+	was, err := json.Marshal(entry.Object)
+	if err != nil {
+		return err
+	}
+	is, err := jsonpatch.MergePatch(was, change)
+	if err != nil {
+		return err
+	}
+	obj := kind.Hub().New().(api.Object)
+	if err := json.Unmarshal(is, obj); err != nil {
+		return err
+	}
+	_, err = s.Update(context.Background(), args[0], obj, client.WriteOptions{})
+	return err
+}
+
+// keyOf reads "namespace/name", or "name".
+func keyOf(resource, name string) store.Key {
+	ns, rest, ok := strings.Cut(name, "/")
+	if !ok {
+		ns, rest = "", name
+	}
+	return store.Key{Resource: resource, Namespace: ns, Name: rest}
+}
+
+func (s *scenario) remove(args []string) error {
+	key := keyOf(args[0], args[1])
 	var opts client.DeleteOptions
 	if len(args) > 2 {
 		switch args[2] {
@@ -165,7 +207,7 @@ func (s *scenario) remove(args []string) error {
 			opts.Propagation = metav1.DeletionPropagation(strings.ToUpper(args[2][:1]) + args[2][1:])
 		}
 	}
-	return s.Cluster.Delete(context.Background(), client.Ref{Resource: args[0], Namespace: ns, Name: name}, opts)
+	return s.Cluster.Delete(context.Background(), client.Ref{Resource: args[0], Namespace: key.Namespace, Name: key.Name}, opts)
 }
 
 // apply creates or updates the objects of a file.
