@@ -248,7 +248,7 @@ func configSource(r *report, s *corev1.NodeConfigSource, p *field.Path, resolved
 func nodeWarnings(n *corev1.Node) []string {
 	w := &warner{}
 	if n.Spec.ConfigSource != nil {
-		w.say("%s", "spec.configSource: the feature NodeDynamicConfig has been removed since 1.24")
+		w.say("%s", "spec.configSource: the feature is removed")
 	}
 	if n.Spec.DoNotUseExternalID != "" {
 		w.say("%s", "spec.externalID: this field is deprecated, and is unused by Kubernetes")
