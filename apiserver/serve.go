@@ -51,6 +51,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.servePath(w, r, &info)
 		return
 	}
+	if h := s.foreign(info.Group); h != nil {
+		h.ServeHTTP(w, r)
+		return
+	}
 	if err := s.serveResource(w, r, info, user, long); err != nil {
 		s.fail(w, r, err)
 	}

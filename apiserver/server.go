@@ -68,11 +68,22 @@ type Config struct {
 	// GroupPriority orders the groups in discovery, the greatest first.
 	GroupPriority func(group string) int32
 
+	// Foreign are API groups that others in this program answer for.
+	Foreign []Foreign
+
 	// MaxReads and MaxWrites bound the requests in flight; 400 and 200 if zero, as upstream. Beyond
 	// them clients get 429. Members of system:masters and long-running requests do not count.
 	MaxReads, MaxWrites int
 	// EncodingBytes bounds what is kept of encoded objects for further readers, 32 MiB if zero.
 	EncodingBytes int
+}
+
+// Foreign is an API group that is not stored: discovery shows its kinds, and requests for its resources go to the
+// handler once they are authenticated and authorized.
+type Foreign struct {
+	Group   string
+	Kinds   []*api.Kind
+	Handler http.Handler
 }
 
 // Check is one named part of the server's health.
@@ -127,6 +138,9 @@ func New(cfg Config) (*Server, error) {
 			Snapshot: cfg.Store.Snapshot, Now: cfg.Now,
 		}
 		s.authn.Tokens = s.tokens
+	}
+	for _, f := range cfg.Foreign {
+		s.discovery.Foreign = append(s.discovery.Foreign, f.Kinds...)
 	}
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
@@ -190,4 +204,14 @@ func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {
 	}
 	view, _ := s.views.LoadOrStore(v, wire.NewView(k, v, s.cache))
 	return view.(*wire.View)
+}
+
+// foreign returns who answers for a group, nil if the server itself does.
+func (s *Server) foreign(group string) http.Handler {
+	for i := range s.cfg.Foreign {
+		if s.cfg.Foreign[i].Group == group {
+			return s.cfg.Foreign[i].Handler
+		}
+	}
+	return nil
 }

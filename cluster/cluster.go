@@ -66,7 +66,7 @@ type Cluster struct {
 	stops []running // in the order of their start
 
 	mu        sync.Mutex // guards what follows
-	keep      bool
+	how       StopOptions
 	failure   error
 	stopping  bool
 	stopAsked chan struct{}
@@ -103,7 +103,7 @@ func Start(ctx context.Context, cfg Config, opts Options) (_ *Cluster, err error
 		if err != nil {
 			undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 			defer cancel()
-			err = errors.Join(err, c.Stop(undo, false))
+			err = errors.Join(err, c.Stop(undo, StopOptions{Now: true}))
 		}
 	}()
 	for _, p := range c.parts() {
@@ -125,13 +125,12 @@ func Start(ctx context.Context, cfg Config, opts Options) (_ *Cluster, err error
 	return c, nil
 }
 
-// Stop ends every part, the last started first. With keep, containers run on and the next
-// Start takes them over.
-func (c *Cluster) Stop(ctx context.Context, keep bool) error {
+// Stop ends every part, the last started first.
+func (c *Cluster) Stop(ctx context.Context, how StopOptions) error {
 	c.mu.Lock()
 	stops := c.stops
 	c.stops, c.stopping = nil, true
-	c.keep = keep
+	c.how = how
 	c.mu.Unlock()
 	var errs []error
 	for i := len(stops) - 1; i >= 0; i-- {
@@ -147,14 +146,22 @@ func (c *Cluster) Stop(ctx context.Context, keep bool) error {
 	return errors.Join(errs...)
 }
 
+// StopOptions say how to stop.
+type StopOptions struct {
+	// Keep leaves containers running; the next Start takes them over.
+	Keep bool
+	// Now gives containers no time to end by themselves.
+	Now bool
+}
+
 // RequestStop asks whoever runs the cluster to stop it.
-func (c *Cluster) RequestStop(keep bool) {
+func (c *Cluster) RequestStop(how StopOptions) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
 	case <-c.stopAsked:
 	default:
-		c.keep = keep
+		c.how = how
 		close(c.stopAsked)
 	}
 }
@@ -162,11 +169,11 @@ func (c *Cluster) RequestStop(keep bool) {
 // StopRequested is closed when a stop was asked for.
 func (c *Cluster) StopRequested() <-chan struct{} { return c.stopAsked }
 
-// Keep tells whether the stop that was asked for leaves containers running.
-func (c *Cluster) Keep() bool {
+// Asked is how the stop that was asked for should be made.
+func (c *Cluster) Asked() StopOptions {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.keep
+	return c.how
 }
 
 // Failed is closed when a part ended that should not have. Err says why.

@@ -74,7 +74,7 @@ func (c *Cluster) serveControl() (stop func(), err error) {
 		_ = json.NewEncoder(w).Encode(c.Status())
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
-		c.RequestStop(r.URL.Query().Get("keep") == "true")
+		c.RequestStop(StopOptions{Keep: r.URL.Query().Get("keep") == "true", Now: r.URL.Query().Get("now") == "true"})
 		w.WriteHeader(http.StatusAccepted)
 	})
 	mux.HandleFunc("POST /images", c.importImage)
@@ -118,10 +118,9 @@ func (c *Control) Status(ctx context.Context) (Status, error) {
 	return s, c.do(ctx, "GET", "/status", nil, &s)
 }
 
-// Stop asks the instance to end, and its containers with it unless keep is set. It returns
-// at once.
-func (c *Control) Stop(ctx context.Context, keep bool) error {
-	return c.do(ctx, "POST", fmt.Sprintf("/stop?keep=%t", keep), nil, nil)
+// Stop asks the instance to end. It returns at once.
+func (c *Control) Stop(ctx context.Context, how StopOptions) error {
+	return c.do(ctx, "POST", fmt.Sprintf("/stop?keep=%t&now=%t", how.Keep, how.Now), nil, nil)
 }
 
 // do sends one request; an answer other than 2xx is an error with the text it bears.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -56,7 +55,7 @@ func (c *Cluster) startRuntime(ctx context.Context) (func(context.Context) error
 	}
 	return func(ctx context.Context) error {
 		var err error
-		if !c.Keep() {
+		if !c.Asked().Keep {
 			err = r.Shutdown(ctx)
 		}
 		return errors.Join(err, r.Close())
@@ -90,7 +89,7 @@ func (c *Cluster) startNetwork(context.Context) (func(context.Context) error, st
 		return nil, "", err
 	}
 	stop := func(context.Context) error {
-		if c.Keep() {
+		if c.Asked().Keep {
 			return nil
 		}
 		return removeNetwork(c.state.identity)
@@ -141,14 +140,17 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		NodeName: c.cfg.NodeName, Pods: agent.Pods, Pod: agent.Pod, Sandbox: agent.Sandbox, Container: agent.Container,
 		Runtime: c.runtime, Volumes: volumes.Usages, RootDir: c.cfg.DataDir, ImageDir: c.cfg.DataDir, Log: c.log,
 	})
-	var handler http.Handler = api
-	c.node.handler.Store(&handler)
+	c.node.kubelet.Store(api)
 	stopVolumes := c.run("volumes", volumes.Run)
 	stopAgent := c.run("node", agent.Run)
 	stop := func(ctx context.Context) error {
 		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), api.Close())
-		if !c.Keep() {
-			err = errors.Join(err, agent.Halt(ctx, haltGrace))
+		if !c.Asked().Keep {
+			grace := haltGrace
+			if c.Asked().Now {
+				grace = 0
+			}
+			err = errors.Join(err, agent.Halt(ctx, grace))
 		}
 		return err
 	}

@@ -30,6 +30,7 @@ import (
 	"coracle.dev/coracle/dns"
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/link"
+	"coracle.dev/coracle/node/kubelet"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/scheduler"
 	"coracle.dev/coracle/store"
@@ -154,11 +155,13 @@ type localClient struct {
 }
 
 // nodeAPI holds the kubelet API of the real node once it runs.
-type nodeAPI struct{ handler atomic.Pointer[http.Handler] }
+type nodeAPI struct {
+	kubelet atomic.Pointer[kubelet.Server]
+}
 
 func (c *Cluster) nodes(name string) (http.Handler, error) {
-	if h := c.node.handler.Load(); h != nil && name == c.cfg.NodeName {
-		return *h, nil
+	if api := c.node.kubelet.Load(); api != nil && name == c.cfg.NodeName {
+		return api, nil
 	}
 	return nil, fmt.Errorf("node %s does not run containers in this process", name)
 }
@@ -175,6 +178,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		OpenAPIV2:     openapi.V2(),
 		OpenAPIV3:     openapi.V3(),
 		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
+		Foreign:       []apiserver.Foreign{c.metrics()},
 		GroupPriority: func(group string) int32 { return builtin.GroupPriority[group] },
 	})
 	if err != nil {
@@ -322,7 +326,7 @@ func (c *Cluster) startDNS(context.Context) (func(context.Context) error, string
 	stop := c.run("dns", s.Run)
 	return func(ctx context.Context) error {
 		err := stop(ctx)
-		if c.Keep() {
+		if c.Asked().Keep {
 			return err
 		}
 		return errors.Join(err, link.RemoveAddress(ip))

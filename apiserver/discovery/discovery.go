@@ -30,6 +30,8 @@ import (
 // Handler answers the discovery paths. It is safe for concurrent use.
 type Handler struct {
 	Registry *api.Registry
+	// Foreign are kinds that others answer for; they are shown beside those of the registry.
+	Foreign []*api.Kind
 	// Priority orders groups: the greatest comes first, and equal ones by name. Nil: by name.
 	Priority func(group string) int32
 
@@ -164,7 +166,7 @@ func (h *Handler) current() *documents {
 	if d := h.docs.Load(); d != nil && d.generation == generation {
 		return d
 	}
-	d := h.build(h.Registry.All(), generation)
+	d := h.build(slices.Concat(h.Registry.All(), h.Foreign), generation)
 	h.docs.Store(d)
 	return d
 }

@@ -22,7 +22,7 @@ func newDown() *cobra.Command {
 		Short: "Stop the cluster; its state stays for the next up",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ended, err := stopRunning(cmd, dir, keep)
+			ended, err := stopRunning(cmd, dir, cluster.StopOptions{Keep: keep})
 			if err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ func newDown() *cobra.Command {
 
 // stopRunning ends the instance on a data directory, if there is one, and waits until
 // its process is gone.
-func stopRunning(cmd *cobra.Command, dir string, keep bool) (bool, error) {
+func stopRunning(cmd *cobra.Command, dir string, how cluster.StopOptions) (bool, error) {
 	control, err := cluster.Connect(dir)
 	if errors.Is(err, cluster.ErrNotRunning) {
 		return false, nil
@@ -72,7 +72,7 @@ func stopRunning(cmd *cobra.Command, dir string, keep bool) (bool, error) {
 		return false, fmt.Errorf("process %d: %w", s.PID, err)
 	}
 	defer unix.Close(pidfd)
-	if err := control.Stop(cmd.Context(), keep); err != nil {
+	if err := control.Stop(cmd.Context(), how); err != nil {
 		return false, err
 	}
 	const patience = 150 * time.Second
@@ -107,7 +107,7 @@ func newReset() *cobra.Command {
 					return errors.New("nothing was removed; --yes does it without asking")
 				}
 			}
-			if _, err := stopRunning(cmd, dir, false); err != nil {
+			if _, err := stopRunning(cmd, dir, cluster.StopOptions{Now: true}); err != nil {
 				return err
 			}
 			if err := cluster.Reset(cmd.Context(), dir, kubeconfig); err != nil {

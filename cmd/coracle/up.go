@@ -97,15 +97,16 @@ func upHere(ctx context.Context, out io.Writer, cfg cluster.Config, keep bool) e
 		log.Warn("the pages of the start are kept", "error", err)
 	}
 	show(cluster.Step{Name: "ready", Took: s.Ready, Detail: s.Server, Context: s.Context, Last: true})
+	how := cluster.StopOptions{Keep: keep}
 	select {
 	case <-ctx.Done():
 	case <-c.StopRequested():
-		keep = c.Keep()
+		how = c.Asked()
 	case <-c.Failed():
 	}
 	stop, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	err = c.Stop(stop, keep)
+	err = c.Stop(stop, how)
 	if failed := c.Err(); failed != nil {
 		return failed
 	}
