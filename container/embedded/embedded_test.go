@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/container/embedded/shim"
+	"coracle.dev/coracle/container/image"
 	"coracle.dev/coracle/container/image/build"
-	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/linux/mount"
 )
 
@@ -69,13 +71,16 @@ type fixture struct {
 	n   int
 }
 
-func open(t testing.TB, dir string) *Runtime {
+func open(t testing.TB, dir string) *Runtime { return openWith(t, dir, Options{}) }
+
+func openWith(t testing.TB, dir string, o Options) *Runtime {
 	t.Helper()
-	r, err := Open(context.Background(), Options{
-		Dir:  filepath.Join(dir, "runtime"),
-		Shim: func() ([]byte, error) { return shimProgram, nil },
-		Log:  slog.New(slog.NewTextHandler(testLog{t}, nil)),
-	})
+	o.Dir = filepath.Join(dir, "runtime")
+	o.Log = slog.New(slog.NewTextHandler(testLog{t}, nil))
+	if o.Shim == nil {
+		o.Shim = func() ([]byte, error) { return shimProgram, nil }
+	}
+	r, err := Open(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,11 +89,16 @@ func open(t testing.TB, dir string) *Runtime {
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
+	return newFixtureWith(t, Options{})
+}
+
+func newFixtureWith(t testing.TB, o Options) *fixture {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "coracle-test-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{t: t, dir: dir, Runtime: open(t, dir)}
+	f := &fixture{t: t, dir: dir, Runtime: openWith(t, dir, o)}
 	t.Cleanup(f.destroy)
 	f.importBusybox()
 	return f
@@ -276,4 +286,102 @@ func TestEcho(t *testing.T) {
 	}
 }
 
-var _ = cgroup.Resources{}
+// TestWithoutOverlay: where overlays do not work each container has a copy of its image.
+func TestWithoutOverlay(t *testing.T) {
+	f := newFixtureWith(t, Options{Images: image.Options{NoOverlay: true}})
+	sb := f.sandbox(nil)
+	id := f.start(sb, "echo changed > /etc/passwd; head -c 100000 /dev/zero > /big; sleep 1000", nil)
+	eventually(t, "the file", func() bool { s, _, _ := f.exec(id, "test", "-s", "/big"); return s.Code == 0 })
+	if use, err := f.DiskUsage(f.ctx(), id); err != nil || use.Bytes < 1_000_000 {
+		t.Errorf("a copy takes %+v %v", use, err)
+	}
+	if _, out, _ := f.run(sb, "head -1 /etc/passwd; ls -ld /tmp | cut -c1-10", nil); out != "root:x:0:0:root:/root:/bin/sh\ndrwxrwxrwt\n" {
+		t.Errorf("%q", out)
+	}
+}
+
+// TestWithoutShim: a coracle that was built without its shim says what to do, and works otherwise.
+func TestWithoutShim(t *testing.T) {
+	f := newFixtureWith(t, Options{Shim: func() ([]byte, error) { return nil, shim.ErrMissing }})
+	sb := f.sandbox(nil)
+	id := f.create(sb, "true", nil)
+	if err := f.Start(f.ctx(), id); !errors.Is(err, shim.ErrMissing) || !strings.Contains(err.Error(), "make shim") {
+		t.Errorf("%v", err)
+	}
+	if s, err := f.Container(id); err != nil || s.State != container.StateCreated {
+		t.Errorf("%+v %v", s.State, err)
+	}
+	eventually(t, "not ready", func() bool { s := f.Status(); return !s.Ready && strings.Contains(s.Message, "make shim") })
+}
+
+// TestLongPaths: data directories may be deeper than what a socket's name may hold.
+func TestLongPaths(t *testing.T) {
+	base, err := os.MkdirTemp("", "coracle-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	dir := filepath.Join(base, strings.Repeat("deep/", 40), "with space: and more")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f := &fixture{t: t, dir: dir, Runtime: open(t, dir)}
+	t.Cleanup(f.destroy)
+	f.importBusybox()
+	sb := f.sandbox(nil)
+	if s, out, errs := f.run(sb, "echo fine", nil); s.Exit.Code != 0 || out != "fine\n" {
+		t.Errorf("%+v %q %q", s.Exit, out, errs)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	if _, err := Open(context.Background(), Options{Dir: filepath.Join(t.TempDir(), "a,b")}); err == nil || !strings.Contains(err.Error(), "comma") {
+		t.Errorf("%v", err)
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(context.Background(), Options{Dir: file}); err == nil {
+		t.Error("a file was taken for a directory")
+	}
+}
+
+// TestSubscribe: events come in order, to all, and end with the subscription.
+func TestSubscribe(t *testing.T) {
+	f := newFixture(t)
+	events := make(chan container.Event, 100)
+	cancel := f.Subscribe(func(e container.Event) { events <- e })
+	sb := f.sandbox(nil)
+	s, _, _ := f.run(sb, "exit 3", nil)
+	if err := f.RemoveSandbox(f.ctx(), sb); err != nil {
+		t.Fatal(err)
+	}
+	id := s.Config.ID
+	for _, want := range []container.Event{
+		{Type: container.EventSandboxCreated, SandboxID: sb},
+		{Type: container.EventContainerStarted, SandboxID: sb, ContainerID: id},
+		{Type: container.EventContainerExited, SandboxID: sb, ContainerID: id},
+		{Type: container.EventContainerRemoved, SandboxID: sb, ContainerID: id},
+		{Type: container.EventSandboxRemoved, SandboxID: sb},
+	} {
+		select {
+		case got := <-events:
+			if got.Time.IsZero() {
+				t.Errorf("%s has no time", got.Type)
+			}
+			got.Time = want.Time
+			if got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%s does not come", want.Type)
+		}
+	}
+	cancel()
+	cancel()
+	f.sandbox(nil)
+	if len(events) != 0 {
+		t.Errorf("%d events after the end", len(events))
+	}
+}

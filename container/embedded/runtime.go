@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
@@ -79,6 +80,10 @@ func Open(ctx context.Context, o Options) (*Runtime, error) {
 	}
 	if dir, err = makeDir(dir); err != nil {
 		return nil, err
+	}
+	if strings.Contains(dir, ",") {
+		// libcontainer joins the paths of namespaces with commas.
+		return nil, fmt.Errorf("container runtime: the path of a data directory must not have a comma: %s", dir)
 	}
 	r := &Runtime{dir: dir, cgroupRoot: o.CgroupRoot, log: o.Log, sandboxes: map[string]*sandbox{}, containers: map[string]*ctr{}}
 	if r.log == nil {
