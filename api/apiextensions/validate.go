@@ -124,6 +124,11 @@ func versions(s *apiextensionsv1.CustomResourceDefinitionSpec, path *field.Path)
 	if stored != 1 {
 		errs = append(errs, field.Invalid(path, versionNames(s), "must have exactly one version marked as storage version"))
 	}
+	if len(s.Versions) > 0 && s.Versions[0].Name != "" {
+		// Upstream has the first version's name in a field of its own too, which v1 does not show.
+		name := s.Versions[0].Name
+		errs = append(errs, invalid(field.NewPath("spec", "version"), name, content.IsDNS1035Label(name), "")...)
+	}
 	return errs
 }
 

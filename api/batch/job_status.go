@@ -2,8 +2,10 @@ package batch
 
 import (
 	"fmt"
+	"strings"
 
 	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -17,10 +19,11 @@ func jobStatusUpdate(j, old *batchv1.Job) field.ErrorList {
 	c := statusCheck{j: j, s: &j.Status, o: &old.Status, path: field.NewPath("status")}
 	c.counters()
 	c.uncounted()
-	c.conditions()
+	c.ends()
 	c.finished()
-	c.times(is(old.Spec.Suspend, true))
 	c.indexes()
+	c.criteria()
+	c.changes()
 	return c.errs
 }
 
@@ -31,8 +34,30 @@ type statusCheck struct {
 	errs field.ErrorList
 }
 
-func (c *statusCheck) invalid(name string, value any, message string) {
-	c.errs = append(c.errs, field.Invalid(c.path.Child(name), value, message))
+func (c *statusCheck) invalid(bad bool, name string, value any, message string) {
+	if bad {
+		c.errs = append(c.errs, field.Invalid(c.path.Child(name), value, message))
+	}
+}
+
+func (c *statusCheck) required(missing bool, name, message string) {
+	if missing {
+		c.errs = append(c.errs, field.Required(c.path.Child(name), message))
+	}
+}
+
+func (c *statusCheck) conditions(bad bool, message string) {
+	c.invalid(bad, "conditions", field.OmitValueType{}, message)
+}
+
+// is tells whether the job now has a condition, turned whether that is new.
+func (c *statusCheck) is(t batchv1.JobConditionType) bool     { return has(c.s, t) }
+func (c *statusCheck) turned(t batchv1.JobConditionType) bool { return has(c.s, t) != has(c.o, t) }
+
+// over tells whether the job has ended, and whether that is new.
+func (c *statusCheck) over() (over, news bool) {
+	over = c.is(batchv1.JobComplete) || c.is(batchv1.JobFailed)
+	return over, over != (has(c.o, batchv1.JobComplete) || has(c.o, batchv1.JobFailed))
 }
 
 func (c *statusCheck) counters() {
@@ -46,15 +71,6 @@ func (c *statusCheck) counters() {
 		if f.value != nil {
 			c.errs = append(c.errs, validate.NonNegative(*f.value, c.path.Child(f.name))...)
 		}
-	}
-	if r := c.s.Ready; r != nil && *r > c.s.Active && (changed(r, c.o.Ready) || c.s.Active != c.o.Active) {
-		c.invalid("ready", *r, "cannot set more ready pods than active")
-	}
-	if c.s.Failed < c.o.Failed {
-		c.invalid("failed", c.s.Failed, "cannot decrease the failed counter")
-	}
-	if c.s.Succeeded < c.o.Succeeded && !is(c.j.Spec.CompletionMode, batchv1.IndexedCompletion) {
-		c.invalid("succeeded", c.s.Succeeded, "cannot decrease the succeeded counter")
 	}
 }
 
@@ -83,84 +99,145 @@ func (c *statusCheck) uncounted() {
 	}
 }
 
-func (c *statusCheck) turned(t batchv1.JobConditionType) bool { return has(c.s, t) != has(c.o, t) }
-
-// conditions checks which conditions go together, and that terminal ones stay.
-func (c *statusCheck) conditions() {
-	complain := func(message string) { c.invalid("conditions", field.OmitValueType{}, message) }
-	for _, t := range []batchv1.JobConditionType{batchv1.JobFailed, batchv1.JobComplete, batchv1.JobFailureTarget} {
-		if has(c.o, t) && !has(c.s, t) {
-			complain(fmt.Sprintf("cannot disable the terminal %s=True condition", t))
-		}
-	}
-	for _, rule := range []struct {
-		a, b    batchv1.JobConditionType
-		bad     bool
-		message string
-	}{
-		{batchv1.JobComplete, batchv1.JobFailed, has(c.s, batchv1.JobComplete) && has(c.s, batchv1.JobFailed),
-			"cannot set Complete=True and Failed=true conditions"},
-		{batchv1.JobComplete, batchv1.JobFailureTarget, has(c.s, batchv1.JobComplete) && has(c.s, batchv1.JobFailureTarget),
-			"cannot set Complete=True and FailureTarget=true conditions"},
-		{batchv1.JobFailed, batchv1.JobSuccessCriteriaMet, has(c.s, batchv1.JobFailed) && has(c.s, batchv1.JobSuccessCriteriaMet),
-			"cannot set Failed=True and SuccessCriteriaMet=true conditions"},
-		{batchv1.JobFailureTarget, batchv1.JobSuccessCriteriaMet, has(c.s, batchv1.JobFailureTarget) && has(c.s, batchv1.JobSuccessCriteriaMet),
-			"cannot set FailureTarget=True and SuccessCriteriaMet=true conditions"},
-		{batchv1.JobFailed, batchv1.JobFailureTarget, has(c.s, batchv1.JobFailed) && !has(c.s, batchv1.JobFailureTarget),
-			"cannot set Failed=True condition without the FailureTarget=true condition"},
-		{batchv1.JobComplete, batchv1.JobSuccessCriteriaMet, has(c.s, batchv1.JobComplete) && !has(c.s, batchv1.JobSuccessCriteriaMet),
-			"cannot set Complete=True condition without the SuccessCriteriaMet=true condition"},
-	} {
-		if rule.bad && (c.turned(rule.a) || c.turned(rule.b)) {
-			complain(rule.message)
-		}
-	}
+// ends checks the conditions with which a job ends, and the time at which it was complete.
+func (c *statusCheck) ends() {
+	const complete, failed = batchv1.JobComplete, batchv1.JobFailed
+	done, at := c.is(complete), c.s.CompletionTime
+	moved := !sameTime(at, c.o.CompletionTime)
+	c.conditions((c.turned(complete) || c.turned(failed)) && done && c.is(failed),
+		"cannot set Complete=True and Failed=true conditions")
+	c.conditions((c.turned(complete) || c.turned(batchv1.JobFailureTarget)) && done && c.is(batchv1.JobFailureTarget),
+		"cannot set Complete=True and FailureTarget=true conditions")
+	c.invalid((c.turned(complete) || moved) && !done && at != nil, "completionTime", at,
+		"cannot set completionTime when there is no Complete=True condition")
+	c.required((c.turned(complete) || moved) && done && at == nil, "completionTime",
+		"completionTime is required for Complete jobs")
+	c.invalid((moved || !sameTime(c.s.StartTime, c.o.StartTime)) && at != nil && c.s.StartTime != nil && at.Before(c.s.StartTime),
+		"completionTime", at, "must be equal to or after `startTime`")
+	c.conditions((c.turned(failed) || changed(c.s.FailedIndexes, c.o.FailedIndexes)) && c.is(failed) && !c.is(batchv1.JobFailureTarget),
+		"cannot set Failed=True condition without the FailureTarget=true condition")
+	c.conditions((c.turned(complete) || c.turned(batchv1.JobSuccessCriteriaMet)) && done && !c.is(batchv1.JobSuccessCriteriaMet),
+		"cannot set Complete=True condition without the SuccessCriteriaMet=true condition")
 }
 
 // finished checks what must hold once a job is complete or failed.
 func (c *statusCheck) finished() {
-	if !has(c.s, batchv1.JobComplete) && !has(c.s, batchv1.JobFailed) {
+	over, news := c.over()
+	if !over {
 		return
 	}
-	now := c.turned(batchv1.JobComplete) || c.turned(batchv1.JobFailed)
-	if c.s.Active > 0 && (now || c.s.Active != c.o.Active) {
-		c.invalid("active", c.s.Active, "active>0 is invalid for finished job")
-	}
-	if t := c.s.Terminating; t != nil && *t > 0 && (now || changed(t, c.o.Terminating)) {
-		c.invalid("terminating", *t, "terminating>0 is invalid for finished job")
-	}
-	if u := c.s.UncountedTerminatedPods; u != nil && len(u.Succeeded)+len(u.Failed) > 0 && (now || changed(u, c.o.UncountedTerminatedPods)) {
-		c.invalid("uncountedTerminatedPods", u, "uncountedTerminatedPods needs to be empty for finished job")
-	}
-	if c.s.StartTime == nil && (now || c.o.StartTime != nil) {
-		c.errs = append(c.errs, field.Required(c.path.Child("startTime"), "startTime is required for finished job"))
+	idle := is(c.j.Spec.Suspend, true) && is(c.j.Spec.Completions, 0) // done without ever starting
+	c.invalid((news || c.s.Active != c.o.Active) && c.s.Active > 0, "active", c.s.Active, "active>0 is invalid for finished job")
+	c.required((news || !sameTime(c.s.StartTime, c.o.StartTime)) && !idle && c.s.StartTime == nil, "startTime", "startTime is required for finished job")
+	if u := c.s.UncountedTerminatedPods; u != nil {
+		c.invalid((news || changed(u, c.o.UncountedTerminatedPods)) && len(u.Succeeded)+len(u.Failed) > 0,
+			"uncountedTerminatedPods", u, "must be empty for finished job")
 	}
 }
 
-func (c *statusCheck) times(suspended bool) {
-	s, o := c.s, c.o
-	complete := has(s, batchv1.JobComplete)
-	moved := !sameTime(s.CompletionTime, o.CompletionTime)
-	switch {
-	case s.CompletionTime != nil && !complete && (moved || c.turned(batchv1.JobComplete)):
-		c.invalid("completionTime", s.CompletionTime, "cannot set completionTime when there is no Complete=True condition")
-	case s.CompletionTime == nil && complete && (moved || c.turned(batchv1.JobComplete)):
-		c.errs = append(c.errs, field.Required(c.path.Child("completionTime"), "completionTime is required for Complete jobs"))
+// indexes checks the two texts that list indexes, and what remains of the counters.
+func (c *statusCheck) indexes() {
+	completed, failed := c.s.CompletedIndexes, c.s.FailedIndexes
+	newCompleted, newFailed := completed != c.o.CompletedIndexes, changed(failed, c.o.FailedIndexes)
+	format := func(name, text string) {
+		_, err := countIndexes(text, *c.j.Spec.Completions)
+		c.invalid(err != nil, name, text, fmt.Sprintf("error parsing %s: %v", name, err))
 	}
-	if s.StartTime != nil && s.CompletionTime != nil && s.CompletionTime.Before(s.StartTime) && (moved || !sameTime(s.StartTime, o.StartTime)) {
-		c.invalid("completionTime", s.CompletionTime, "completionTime cannot be set before startTime")
+	perIndex := c.j.Spec.BackoffLimitPerIndex != nil
+	if newCompleted && c.j.Spec.Completions != nil {
+		format("completedIndexes", completed)
 	}
-	if o.CompletionTime != nil && moved {
-		c.invalid("completionTime", s.CompletionTime, "field is immutable")
+	if newFailed && c.j.Spec.Completions != nil && perIndex && failed != nil {
+		format("failedIndexes", *failed)
 	}
-	if suspended || is(c.j.Spec.Suspend, true) || o.StartTime == nil || sameTime(s.StartTime, o.StartTime) {
-		return
+	c.invalid(newCompleted && completed != "" && !is(c.j.Spec.CompletionMode, batchv1.IndexedCompletion), "completedIndexes", completed,
+		"cannot set non-empty completedIndexes when non-indexed completion mode")
+	if failed != nil {
+		c.invalid(newFailed && !perIndex, "failedIndexes", *failed, "cannot set non-null failedIndexes when backoffLimitPerIndex is null")
+		if (newFailed || newCompleted) && c.j.Spec.Completions != nil {
+			at, overlap := commonIndex(completed, *failed, *c.j.Spec.Completions)
+			c.invalid(overlap, "failedIndexes", *failed, fmt.Sprintf("failedIndexes and completedIndexes overlap at index: %d", at))
+		}
 	}
-	if s.StartTime == nil {
-		c.errs = append(c.errs, field.Required(c.path.Child("startTime"), "startTime cannot be removed for unsuspended job"))
-	} else {
-		c.errs = append(c.errs, field.Required(c.path.Child("startTime"), "startTime cannot be updated for unsuspended job"))
+	over, news := c.over()
+	if t := c.s.Terminating; t != nil {
+		c.invalid((news || changed(t, c.o.Terminating)) && over && *t > 0, "terminating", *t, "terminating>0 is invalid for finished job")
 	}
+	if r := c.s.Ready; r != nil {
+		c.invalid((changed(r, c.o.Ready) || c.s.Active != c.o.Active) && *r > c.s.Active, "ready", *r, "cannot set more ready pods than active")
+	}
+}
+
+// commonIndex finds an index in both texts. What is no interval is skipped: others complain of it.
+func commonIndex(a, b string, completions int32) (index int32, found bool) {
+	next := func(list *[]string) (from, to int32, ok bool) {
+		for len(*list) > 0 {
+			from, to, err := indexRange((*list)[0], completions)
+			if err == nil {
+				return from, to, true
+			}
+			*list = (*list)[1:]
+		}
+		return 0, 0, false
+	}
+	left, right := strings.Split(a, ","), strings.Split(b, ",")
+	for {
+		leftFrom, leftTo, ok := next(&left)
+		if !ok {
+			return 0, false
+		}
+		rightFrom, rightTo, ok := next(&right)
+		switch {
+		case !ok:
+			return 0, false
+		case leftFrom <= rightTo && rightFrom <= leftTo:
+			return max(leftFrom, rightFrom), true
+		case leftFrom <= rightFrom:
+			left = left[1:]
+		default:
+			right = right[1:]
+		}
+	}
+}
+
+// criteria checks the condition that says a job is to end well.
+func (c *statusCheck) criteria() {
+	met := c.is(batchv1.JobSuccessCriteriaMet)
+	c.conditions(met && c.is(batchv1.JobFailed), "cannot set SuccessCriteriaMet=True and Failed=true conditions")
+	c.conditions(met && c.is(batchv1.JobFailureTarget), "cannot set SuccessCriteriaMet=True and FailureTarget=true conditions")
+	c.conditions(c.j.Spec.SuccessPolicy != nil && !met && c.is(batchv1.JobComplete),
+		"cannot set Complete=True for Job with SuccessPolicy unless SuccessCriteriaMet=True")
+}
+
+// changes checks what must not become different.
+func (c *statusCheck) changes() {
+	for _, t := range []batchv1.JobConditionType{batchv1.JobFailed, batchv1.JobComplete, batchv1.JobFailureTarget} {
+		c.conditions(has(c.o, t) && !c.is(t), fmt.Sprintf("cannot disable the terminal %s=True condition", t))
+	}
+	c.invalid(c.s.Failed < c.o.Failed, "failed", c.s.Failed, "cannot decrease the failed counter")
+	// An indexed job may lose pods that succeeded: those beyond the indexes it is scaled to.
+	scales := is(c.j.Spec.CompletionMode, batchv1.IndexedCompletion) && !changed(c.j.Spec.Completions, c.j.Spec.Parallelism)
+	c.invalid(c.s.Succeeded < c.o.Succeeded && !scales, "succeeded", c.s.Succeeded, "cannot decrease the succeeded counter")
+	c.invalid(c.o.CompletionTime != nil && c.s.CompletionTime != nil && !sameTime(c.o.CompletionTime, c.s.CompletionTime),
+		"completionTime", c.s.CompletionTime, validate.ImmutableMessage)
+	c.required(c.o.StartTime != nil && !sameTime(c.o.StartTime, c.s.StartTime) && !is(c.j.Spec.Suspend, true) && !c.resumes(),
+		"startTime", "startTime cannot be removed for unsuspended job")
+	met, was := c.is(batchv1.JobSuccessCriteriaMet), has(c.o, batchv1.JobSuccessCriteriaMet)
+	c.conditions(was && !met, "cannot disable the SuccessCriteriaMet=True condition")
+	c.conditions(has(c.o, batchv1.JobComplete) && !was && met, "cannot set SuccessCriteriaMet=True for Job already has Complete=true conditions")
+}
+
+// resumes tells whether the update says that a suspended job runs again, from now on.
+func (c *statusCheck) resumes() bool {
+	if !has(c.o, batchv1.JobSuspended) {
+		return false
+	}
+	for i := range c.s.Conditions {
+		if k := &c.s.Conditions[i]; k.Type == batchv1.JobSuspended && k.Status == corev1.ConditionFalse {
+			return true
+		}
+	}
+	return false
 }
 
 func sameTime(a, b *metav1.Time) bool {
@@ -168,27 +245,4 @@ func sameTime(a, b *metav1.Time) bool {
 		return a == b
 	}
 	return a.Equal(b)
-}
-
-// indexes checks the two texts that list indexes.
-func (c *statusCheck) indexes() {
-	indexed := is(c.j.Spec.CompletionMode, batchv1.IndexedCompletion)
-	var completions int32
-	if n := c.j.Spec.Completions; n != nil {
-		completions = *n
-	}
-	if text := c.s.CompletedIndexes; text != c.o.CompletedIndexes {
-		if !indexed && text != "" {
-			c.invalid("completedIndexes", text, "cannot set non-empty completedIndexes when non-indexed completion mode")
-		} else if _, err := countIndexes(text, completions); err != nil {
-			c.invalid("completedIndexes", text, fmt.Sprintf("error parsing completedIndexes: %s", err))
-		}
-	}
-	if text := c.s.FailedIndexes; text != nil && changed(text, c.o.FailedIndexes) {
-		if c.j.Spec.BackoffLimitPerIndex == nil {
-			c.invalid("failedIndexes", *text, "cannot set non-null failedIndexes when backoffLimitPerIndex is null")
-		} else if _, err := countIndexes(*text, completions); err != nil {
-			c.invalid("failedIndexes", *text, fmt.Sprintf("error parsing failedIndexes: %s", err))
-		}
-	}
 }

@@ -128,18 +128,15 @@ func jobTemplateSpec(s *batchv1.JobSpec, path *field.Path) field.ErrorList {
 }
 
 func jobRestartPolicy(s *batchv1.JobSpec, path *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	switch p := s.Template.Spec.RestartPolicy; p {
-	case corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever:
-	case corev1.RestartPolicyAlways:
-		errs = append(errs, field.Required(path, fmt.Sprintf("valid values: %q, %q", corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever)))
-	default:
-		errs = append(errs, field.NotSupported(path, p, []corev1.RestartPolicy{corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever}))
+	switch p := s.Template.Spec.RestartPolicy; {
+	case p == corev1.RestartPolicyAlways || p == "":
+		return field.ErrorList{field.Required(path, fmt.Sprintf("valid values: %q, %q", corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever))}
+	case p != corev1.RestartPolicyOnFailure && p != corev1.RestartPolicyNever:
+		return field.ErrorList{field.NotSupported(path, p, []corev1.RestartPolicy{corev1.RestartPolicyOnFailure, corev1.RestartPolicyNever})}
+	case p != corev1.RestartPolicyNever && s.PodFailurePolicy != nil:
+		return field.ErrorList{field.Invalid(path, p, fmt.Sprintf("only %q is supported when podFailurePolicy is specified", corev1.RestartPolicyNever))}
 	}
-	if p := s.Template.Spec.RestartPolicy; s.PodFailurePolicy != nil && p != corev1.RestartPolicyNever {
-		errs = append(errs, field.Invalid(path, p, fmt.Sprintf("only %q is supported when podFailurePolicy is specified", corev1.RestartPolicyNever)))
-	}
-	return errs
+	return nil
 }
 
 func completionMode(s *batchv1.JobSpec, path *field.Path) field.ErrorList {
@@ -234,16 +231,18 @@ func completionsUpdate(s, old *batchv1.JobSpec, path *field.Path) field.ErrorLis
 }
 
 // jobTemplateUpdate refuses changes of the template but for scheduling directives and container
-// resources of a suspended job none of whose pods may run (KEP-2926, KEP-5440).
+// resources of a suspended job that has no pods (KEP-2926, KEP-5440).
 func jobTemplateUpdate(s *batchv1.JobSpec, old *batchv1.Job, path *field.Path) field.ErrorList {
-	allowed := &old.Spec.Template
-	if is(old.Spec.Suspend, true) && (old.Status.StartTime == nil || has(&old.Status, batchv1.JobSuspended)) {
-		allowed = allowed.DeepCopy()
-		letSchedule(allowed, &s.Template)
-		letResources(allowed.Spec.InitContainers, s.Template.Spec.InitContainers)
-		letResources(allowed.Spec.Containers, s.Template.Spec.Containers)
+	begun := old.Status.StartTime != nil && !has(&old.Status, batchv1.JobSuspended) || old.Status.Active > 0
+	if !is(old.Spec.Suspend, true) || begun {
+		return validate.Immutable(&s.Template, &old.Spec.Template, path)
 	}
-	return validate.Immutable(&s.Template, allowed, path)
+	allowed := old.Spec.Template.DeepCopy()
+	letSchedule(allowed, &s.Template)
+	letResources(allowed.Spec.InitContainers, s.Template.Spec.InitContainers)
+	letResources(allowed.Spec.Containers, s.Template.Spec.Containers)
+	errs := validate.Immutable(s.Template.ObjectMeta, allowed.ObjectMeta, path)
+	return append(errs, validate.Immutable(&s.Template.Spec, &allowed.Spec, path.Child("spec"))...)
 }
 
 // letSchedule takes over into allowed what decides on which node the pods go.
@@ -269,7 +268,7 @@ func letSchedule(allowed, t *corev1.PodTemplateSpec) {
 
 func letResources(allowed, containers []corev1.Container) {
 	for i := range allowed {
-		if i < len(containers) && containers[i].Name == allowed[i].Name {
+		if len(containers) == len(allowed) && containers[i].Name == allowed[i].Name {
 			allowed[i].Resources = containers[i].Resources
 		}
 	}
