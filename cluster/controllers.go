@@ -13,6 +13,7 @@ import (
 	"coracle.dev/coracle/controllers/endpointslice"
 	"coracle.dev/coracle/controllers/eventttl"
 	"coracle.dev/coracle/controllers/garbage"
+	"coracle.dev/coracle/controllers/job"
 	"coracle.dev/coracle/controllers/namespace"
 	"coracle.dev/coracle/controllers/nodeipam"
 	"coracle.dev/coracle/controllers/nodelifecycle"
@@ -59,6 +60,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
 		podgc.Loop(terminatedPods),
 	)
+	c.engine.Add(job.Loops()...)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)
 	if c.cfg.Nodes.Real {
 		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})

@@ -25,6 +25,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/api/validate"
 	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/store"
@@ -223,7 +224,7 @@ func (c *Chain) validateCreate(t *Target, s *api.Strategy, obj api.Object) field
 	if name == nil {
 		name = validation.NameIsDNSSubdomain
 	}
-	errs := validation.ValidateObjectMetaAccessor(obj, t.Kind.Namespaced, name, field.NewPath("metadata"))
+	errs := validate.Meta(obj, t.Kind.Namespaced, name, field.NewPath("metadata"))
 	if s.Validate != nil {
 		errs = append(errs, s.Validate(obj)...)
 	}
@@ -404,8 +405,8 @@ func (c *Chain) settleUpdate(t *Target, req *admission.Request, obj, old api.Obj
 		}
 	}
 	path := field.NewPath("metadata")
-	errs := validation.ValidateObjectMetaAccessor(obj, t.Kind.Namespaced, pathSegment, path)
-	errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(obj, old, path)...)
+	errs := validate.Meta(obj, t.Kind.Namespaced, pathSegment, path)
+	errs = append(errs, validate.MetaUpdate(obj, old, path)...)
 	if s.ValidateUpdate != nil {
 		errs = append(errs, s.ValidateUpdate(obj, old)...)
 	}
