@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
+	"log"
 	"net"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +20,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/vishvananda/netlink"
 )
@@ -50,6 +57,8 @@ func TestScripts(t *testing.T) {
 			"left":       left,
 			"kill9":      kill9,
 			"listen":     listen,
+			"freeport":   freeport,
+			"registry":   serveRegistry,
 			"expand":     expand,
 		},
 	})
@@ -162,8 +171,8 @@ func isExecutable(path string) bool {
 }
 
 func environment(ts *testscript.TestScript) []string {
-	env := os.Environ()
-	for _, name := range []string{"PATH", "HOME", "WORK", "CORACLE_DATA_DIR", "CORACLE_PORT", "CORACLE_KUBECONFIG", "KUBECONFIG"} {
+	var env []string // nothing of the developer's own
+	for _, name := range []string{"PATH", "HOME", "WORK", "TMPDIR", "CORACLE_DATA_DIR", "CORACLE_PORT", "CORACLE_KUBECONFIG", "KUBECONFIG"} {
 		if v := ts.Getenv(name); v != "" {
 			env = append(env, name+"="+v)
 		}
@@ -215,6 +224,40 @@ func listen(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	ts.Defer(func() { l.Close() })
 	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// freeport VARIABLE sets the variable to a port that nobody listens on.
+func freeport(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: freeport VARIABLE")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	defer l.Close()
+	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// serveRegistry is the command registry VARIABLE NAME...: it serves an image registry until the script
+// ends, sets the variable to its host and port, and pushes the busybox test image under each name.
+func serveRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: registry VARIABLE NAME...")
+	}
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	ts.Defer(server.Close)
+	host := strings.TrimPrefix(server.URL, "http://")
+	ts.Setenv(args[0], host)
+	file := filepath.Join(ts.Getenv("WORK"), "pushed.tar")
+	archive, err := exec.Command(lookPath(ts, "busybox-image"), "busybox:pushed").Output()
+	ts.Check(err)
+	ts.Check(os.WriteFile(file, archive, 0o644))
+	img, err := tarball.ImageFromPath(file, nil)
+	ts.Check(err)
+	for _, n := range args[1:] {
+		ref, err := name.ParseReference(host+"/"+n, name.Insecure)
+		ts.Check(err)
+		ts.Check(remote.Write(ref, img))
+	}
 }
 
 // expand FILE... replaces ${NAME} in the files by the environment's values.
