@@ -18,7 +18,7 @@ import (
 )
 
 func loops(*reconciletest.Cluster) []reconcile.Loop {
-	return []reconcile.Loop{endpointslice.Loop()}
+	return []reconcile.Loop{endpointslice.Loop(), endpointslice.MirrorLoop()}
 }
 
 func TestScenarios(t *testing.T) { reconciletest.Scenarios(t, "testdata/*.txtar", loops) }

@@ -62,7 +62,7 @@ func plan(s store.Snapshot, svc *corev1.Service) reconcile.Plan {
 		}
 	}
 	pods := podsOf(s, svc)
-	p := &pass{snap: s, svc: svc, labels: sliceLabels(svc)}
+	p := &pass{snap: s, svc: svc, name: svc.Name, namespace: svc.Namespace, owner: claim.Reference("v1", "Service", svc), labels: sliceLabels(svc), placeholder: true}
 	for _, family := range podstate.Families(svc) {
 		kind := discoveryv1.AddressType(family)
 		p.family(kind, p.groups(pods, family), byFamily[kind])
@@ -104,9 +104,14 @@ func sliceLabels(svc *corev1.Service) map[string]string {
 
 // pass collects the writes of one pass.
 type pass struct {
-	snap                      store.Snapshot
-	svc                       *corev1.Service
-	labels                    map[string]string
+	snap            store.Snapshot
+	svc             *corev1.Service // nil when Endpoints are mirrored
+	namespace, name string          // of the service
+	owner           metav1.OwnerReference
+	labels          map[string]string
+	annotations     map[string]string // nil: those that are there stay
+	placeholder     bool              // an empty slice says that there are no endpoints
+
 	creates, updates, deletes []reconcile.Write
 }
 
@@ -129,13 +134,17 @@ func (p *pass) groups(pods []*corev1.Pod, family corev1.IPFamily) map[string]*gr
 			g = &group{ports: ports, want: map[identity]discoveryv1.Endpoint{}}
 			groups[key] = g
 		}
-		id := identify(&ep)
-		if _, twice := g.want[id]; !twice {
-			g.order = append(g.order, id)
-		}
-		g.want[id] = ep
+		g.add(ep)
 	}
 	return groups
+}
+
+func (g *group) add(ep discoveryv1.Endpoint) {
+	id := identify(&ep)
+	if _, twice := g.want[id]; !twice {
+		g.order = append(g.order, id)
+	}
+	g.want[id] = ep
 }
 
 // endpoint is a pod as an endpoint; false if its node is not there.
@@ -230,7 +239,7 @@ func (p *pass) family(kind discoveryv1.AddressType, groups map[string]*group, ha
 			stale = append(stale, slice)
 		}
 	}
-	if len(groups) == 0 { // an empty slice says that the service has no endpoints
+	if len(groups) == 0 && p.placeholder {
 		groups[""] = &group{ports: []discoveryv1.EndpointPort{}}
 		for i, slice := range stale {
 			if len(slice.Ports) == 0 {
@@ -261,7 +270,7 @@ func (p *pass) group(kind discoveryv1.AddressType, g *group) {
 	var kept []*edited
 	placed := map[identity]bool{}
 	for _, slice := range g.have {
-		e := &edited{was: slice, changed: !equality.Semantic.DeepEqual(slice.Labels, p.labels)}
+		e := &edited{was: slice, changed: !equality.Semantic.DeepEqual(slice.Labels, p.labels) || p.annotations != nil && !equality.Semantic.DeepEqual(slice.Annotations, p.annotations)}
 		for i := range slice.Endpoints {
 			id := identify(&slice.Endpoints[i])
 			want, ok := g.want[id]
@@ -316,7 +325,7 @@ func fill(kept []*edited, loose []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 
 // settle writes slices that changed and removes empty ones, but for one if nothing else is left.
 func (p *pass) settle(kind discoveryv1.AddressType, g *group, kept []*edited) {
-	empty := len(g.order) == 0
+	empty := len(g.order) == 0 && p.placeholder
 	if empty && len(kept) == 0 {
 		p.create(kind, g.ports, nil)
 	}
@@ -327,6 +336,9 @@ func (p *pass) settle(kind discoveryv1.AddressType, g *group, kept []*edited) {
 		case e.changed:
 			slice := e.was.DeepCopy()
 			slice.Labels, slice.Endpoints = maps.Clone(p.labels), endpoints(e.endpoints)
+			if p.annotations != nil {
+				slice.Annotations = maps.Clone(p.annotations)
+			}
 			p.updates = append(p.updates, reconcile.Write{Verb: reconcile.Update, Resource: client.EndpointSlices.Name, Object: slice})
 		}
 	}
@@ -338,14 +350,14 @@ func endpoints(eps []discoveryv1.Endpoint) []discoveryv1.Endpoint {
 }
 
 func (p *pass) create(kind discoveryv1.AddressType, ports []discoveryv1.EndpointPort, eps []discoveryv1.Endpoint) {
-	prefix := p.svc.Name + "-"
+	prefix := p.name + "-"
 	if len(validation.NameIsDNSSubdomain(prefix, true)) != 0 {
-		prefix = p.svc.Name
+		prefix = p.name
 	}
 	p.creates = append(p.creates, reconcile.Write{Verb: reconcile.Create, Resource: client.EndpointSlices.Name, Object: &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: p.svc.Namespace, GenerateName: prefix, Labels: maps.Clone(p.labels),
-			OwnerReferences: []metav1.OwnerReference{claim.Reference("v1", "Service", p.svc)},
+			Namespace: p.namespace, GenerateName: prefix, Labels: maps.Clone(p.labels), Annotations: maps.Clone(p.annotations),
+			OwnerReferences: []metav1.OwnerReference{p.owner},
 		},
 		AddressType: kind, Ports: ports, Endpoints: endpoints(eps),
 	}})
