@@ -243,9 +243,17 @@ func (c *Cluster) nodeReady() error {
 
 func (c *Cluster) nodeProblem() error { return c.nodeReady() }
 
+// simulatedKey is the label of every simulated node and, beside a real one, the key of its taint: pods that are meant
+// to run do not land where they are only reported as running.
+const simulatedKey = "coracle.dev/simulated"
+
 func (c *Cluster) startSimulated(context.Context) (func(context.Context) error, string, error) {
-	s := simulated.New(simulated.Config{Client: c.client, Count: c.cfg.Nodes.Simulated, Version: version.Kubernetes, Log: c.log})
-	return c.run("simulated nodes", s.Run), fmt.Sprintf("%d nodes", c.cfg.Nodes.Simulated), nil
+	cfg := simulated.Config{Client: c.client, Count: c.cfg.Nodes.Simulated, Version: version.Kubernetes, Log: c.log,
+		Labels: map[string]string{simulatedKey: "true"}}
+	if c.cfg.Nodes.Real {
+		cfg.Taints = []corev1.Taint{{Key: simulatedKey, Value: "true", Effect: corev1.TaintEffectNoSchedule}}
+	}
+	return c.run("simulated nodes", simulated.New(cfg).Run), fmt.Sprintf("%d nodes", c.cfg.Nodes.Simulated), nil
 }
 
 // removeContainers ends and removes every sandbox of a data directory that no process runs on, and returns
