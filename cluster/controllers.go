@@ -7,8 +7,10 @@ import (
 	"time"
 
 	"coracle.dev/coracle/controllers/bootstrap"
+	"coracle.dev/coracle/controllers/cronjob"
 	"coracle.dev/coracle/controllers/daemonset"
 	"coracle.dev/coracle/controllers/deployment"
+	"coracle.dev/coracle/controllers/disruption"
 	"coracle.dev/coracle/controllers/endpoints"
 	"coracle.dev/coracle/controllers/endpointslice"
 	"coracle.dev/coracle/controllers/eventttl"
@@ -60,7 +62,9 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
 		podgc.Loop(terminatedPods),
 	)
+	c.engine.Add(cronjob.Loop())
 	c.engine.Add(job.Loops()...)
+	c.engine.Add(disruption.Loops()...)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)
 	if c.cfg.Nodes.Real {
 		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})
