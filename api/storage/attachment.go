@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"math"
+
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -83,10 +85,10 @@ func volumeAttachment(a *storagev1.VolumeAttachment) field.ErrorList {
 		value *storagev1.VolumeError
 	}{{"attachError", a.Status.AttachError}, {"detachError", a.Status.DetachError}} {
 		if e.value != nil && len(e.value.Message) > maxErrorMessage {
-			errs = append(errs, field.TooLong(status.Child(e.name, "message"), "", maxErrorMessage))
+			errs = append(errs, field.TooLong(status.Child(e.name, "message"), "", maxMetadata)) // upstream names the other limit
 		}
-		if e.value != nil && e.value.ErrorCode != nil && *e.value.ErrorCode < 0 {
-			errs = append(errs, validate.NonNegative(*e.value.ErrorCode, status.Child(e.name, "errorCode"))...)
+		if e.value != nil && e.value.ErrorCode != nil {
+			errs = append(errs, validate.InRange(*e.value.ErrorCode, 0, math.MaxInt32, status.Child(e.name, "errorCode"))...)
 		}
 	}
 	return errs
