@@ -395,10 +395,5 @@ func (c *client) signal(r protocol.Signal) error {
 	return nil
 }
 
-// build names this program, for the log of who connects.
-func build() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.GoVersion
-	}
-	return ""
-}
+// build names this program: who starts it says how.
+func build() string { return os.Getenv(protocol.BuildEnv) }

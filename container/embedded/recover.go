@@ -60,6 +60,7 @@ func (r *Runtime) recover(ctx context.Context) error {
 	if err := r.shim.reconnect(ctx); err != nil {
 		return err
 	}
+	r.shim.renew(ctx)
 	for _, undo := range halfMade {
 		if err := undo(ctx); err != nil {
 			return fmt.Errorf("container runtime: removing what was half made: %w", err)
@@ -145,7 +146,7 @@ func message(s protocol.State) string {
 func (r *Runtime) reconcile(ctx context.Context, list *protocol.List) {
 	known := map[string]protocol.State{}
 	reapers := map[string]protocol.State{}
-	why := "the shim, which supervised it, is gone"
+	why := "the shim, which supervised it, is gone (its last words are in " + filepath.Join(r.dir, logName) + ")"
 	if list != nil {
 		why = "the shim that supervises containers now does not know it: the one before is gone"
 		for _, s := range list.Containers {

@@ -143,6 +143,38 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// TestRenew: a coracle with another shim inside takes over from a former one, as soon as nothing runs.
+func TestRenew(t *testing.T) {
+	f := newFixture(t)
+	sb := f.sandbox(nil)
+	id := f.start(sb, "sleep 1000", nil)
+	first := f.Status().SupervisorPID
+	other := append(bytes.Clone(shimProgram), 0) // as good, and another build
+	reopen := func() int {
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f.Runtime = openWith(t, f.dir, Options{Shim: func() ([]byte, error) { return other, nil }})
+		return f.Status().SupervisorPID
+	}
+	if pid := reopen(); pid != first {
+		t.Errorf("a busy shim was left for %d", pid)
+	}
+	if err := f.Remove(f.ctx(), id); err != nil {
+		t.Fatal(err)
+	}
+	if pid := reopen(); pid != 0 || alive(first) {
+		t.Errorf("an idle shim of another build is still there: %d, alive %v", pid, alive(first))
+	}
+	if s, _, _ := f.run(sb, "exit 4", nil); s.Exit.Code != 4 {
+		t.Errorf("%+v", s.Exit)
+	}
+	second := f.Status().SupervisorPID
+	if pid := reopen(); pid != second {
+		t.Errorf("the same build was renewed: %d and %d", second, pid)
+	}
+}
+
 // TestShimDies: containers whose supervisor is gone are ended and say so, and new ones can be started.
 func TestShimDies(t *testing.T) {
 	f := newFixture(t)

@@ -2,6 +2,8 @@ package embedded
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -169,6 +171,32 @@ func (s *supervisor) adopt(ctx context.Context, l *link) error {
 	return nil
 }
 
+// renew ends a shim that is of another build than this coracle's and has nothing to do, so that the next container is
+// started by the present one. A shim that is busy goes on as long as it is.
+func (s *supervisor) renew(ctx context.Context) {
+	l := s.current()
+	if l == nil {
+		return
+	}
+	program, err := s.program()
+	if err != nil {
+		return
+	}
+	var hello protocol.Hello
+	if err := l.call(ctx, protocol.OpHello, struct{}{}, &hello); err != nil || hello.Build == buildOf(program) {
+		return
+	}
+	if err := s.shutdown(ctx); err != nil && !errors.Is(err, container.ErrBusy) {
+		s.r.log.Warn("ending the shim of another build", "error", err)
+	}
+}
+
+// buildOf names a program.
+func buildOf(program []byte) string {
+	sum := sha256.Sum256(program)
+	return hex.EncodeToString(sum[:8])
+}
+
 // read takes answers and events until the connection ends.
 func (s *supervisor) read(l *link) {
 	for {
@@ -261,7 +289,7 @@ func (s *supervisor) spawn(ctx context.Context) (*link, error) {
 	defer log.Close()
 	cmd := &exec.Cmd{
 		Path: "/proc/self/fd/" + strconv.Itoa(int(exe.Fd())), Args: []string{"coracle-shim", "serve"},
-		Env: []string{"PATH=" + os.Getenv("PATH"), "GOTRACEBACK=single"}, Dir: "/",
+		Env: []string{"PATH=" + os.Getenv("PATH"), "GOTRACEBACK=single", protocol.BuildEnv + "=" + buildOf(program)}, Dir: "/",
 		Stdout: log, Stderr: log, ExtraFiles: []*os.File{socket, lock},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
@@ -301,6 +329,8 @@ func (s *supervisor) settleIn(pid int) error {
 	if err := group.Create(cgroup.Resources{}); err != nil {
 		return err
 	}
+	// It should be the last to be killed for lack of memory; where that is not allowed it is one of many.
+	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("-998"), 0)
 	return group.Add(pid)
 }
 

@@ -25,6 +25,9 @@ import (
 // Version of the protocol. The shim tells its own in Hello; a client refuses a major change.
 const Version = 1
 
+// BuildEnv is the environment variable in which the shim is told which program it is.
+const BuildEnv = "CORACLE_SHIM_BUILD"
+
 const (
 	maxMessage = 8 << 20
 	maxFiles   = 8
@@ -87,9 +90,10 @@ func (e *Error) Error() string { return e.Message }
 
 // Hello is the answer to OpHello.
 type Hello struct {
-	Version int    `json:"version"`
-	PID     int    `json:"pid"`
-	Build   string `json:"build"`
+	Version int `json:"version"`
+	PID     int `json:"pid"`
+	// Build is a digest of the shim's program.
+	Build string `json:"build"`
 }
 
 // Log says where output goes, see container.LogConfig.
