@@ -3,6 +3,7 @@
 # make test       unit tests          make test-race   the concurrent ones under the race detector
 # make test-scripts  scenarios that drive the real binary (root)
 # make bench      the table of docs/results/bench.md (root, long)
+# make conformance  Kubernetes' own suite against a cluster of its own (root, long): FOCUS, SKIP, PARALLEL choose
 # make crash      the store's crash test, 1,000 rounds (long)
 
 GO       ?= go
@@ -13,7 +14,7 @@ LDFLAGS  := -s -w -X coracle.dev/coracle/internal/version.Coracle=$(VERSION) \
 	-X k8s.io/component-base/version.gitMinor=37 -X k8s.io/client-go/pkg/version.gitVersion=$(K8S)
 SHIM_SRC := $(shell find cmd/coracle-shim linux container -name '*.go' -not -name '*_test.go' 2>/dev/null)
 
-.PHONY: build shim check test test-race test-scripts bench crash clean generate
+.PHONY: build shim check test test-race test-scripts bench conformance crash clean generate
 
 build: shim
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/coracle ./cmd/coracle
@@ -38,6 +39,13 @@ test-scripts: build
 
 bench: build
 	$(GO) run ./test/bench
+
+FOCUS    ?=
+SKIP     ?=
+PARALLEL ?= 2
+
+conformance: build
+	cd test/conformance && $(GO) run ./run -focus '$(FOCUS)' -skip '$(SKIP)' -parallel $(PARALLEL) $(CONFORMANCE)
 
 crash:
 	CORACLE_CRASH_ROUNDS=1000 $(GO) test -count=1 -timeout 60m -run Crash ./store/pebble/...

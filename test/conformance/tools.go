@@ -1,0 +1,11 @@
+//go:build tools
+
+// Package conformance is Kubernetes' own conformance suite run against Coracle: the programs that it builds are upstream's,
+// unchanged. See the conformance target of the Makefile and run/main.go.
+package conformance
+
+import (
+	_ "github.com/onsi/ginkgo/v2/ginkgo"
+	_ "k8s.io/kubernetes/test/e2e"
+	_ "k8s.io/kubernetes/test/images/agnhost"
+)
