@@ -15,9 +15,11 @@ import (
 )
 
 func endpointsKind() *api.Kind {
+	versions := v1[corev1.Endpoints, corev1.EndpointsList]()
+	versions[0].Deprecated = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice" // KEP-4974
 	return &api.Kind{
 		Kind: "Endpoints", Resource: "endpoints", Singular: "endpoints", ShortNames: []string{"ep"}, Namespaced: true,
-		Versions: v1[corev1.Endpoints, corev1.EndpointsList](),
+		Versions: versions,
 		Default: api.On(func(e *corev1.Endpoints) {
 			for i := range e.Subsets {
 				for j := range e.Subsets[i].Ports {
