@@ -2,11 +2,13 @@ package scheduler
 
 import (
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
 )
 
 // affinityTerms are the pod affinity rules of one pod, parsed.
@@ -15,24 +17,36 @@ type affinityTerms struct {
 	prefersWith, prefersNo []affinityTerm // preferred, with their weights
 }
 
-// scores tells whether the terms can change the score of other pods: preferred terms,
-// and required affinity, which counts with a weight of hardAffinityWeight.
-func (t *affinityTerms) scores() bool {
-	return len(t.with)+len(t.prefersWith)+len(t.prefersNo) > 0
-}
-
 // hardAffinityWeight is InterPodAffinityArgs.hardPodAffinityWeight's default.
 const hardAffinityWeight = 1
 
 type affinityTerm struct {
-	selector labels.Selector
-	spaces   *namespaceSet
+	peers
 	topology string
-	weight   int64
+	weight   int64  // in the scores of others; negative for those that it avoids
+	group    string // equal for terms that mean the same
 }
 
-func (t *affinityTerm) matches(c *Cluster, p *corev1.Pod) bool {
-	return t.spaces.has(c, p.Namespace) && t.selector.Matches(labels.Set(p.Labels))
+// termGroups count, by what they say, the terms of all placed pods: the pods of one controller have
+// the same, so that a pass looks at each once.
+type termGroups map[string]*termGroup
+
+type termGroup struct {
+	term  *affinityTerm
+	nodes map[*node]int
+}
+
+func (g termGroups) count(t *affinityTerm, n *node, sign int) {
+	group := g[t.group]
+	if group == nil {
+		group = &termGroup{term: t, nodes: map[*node]int{}}
+		g[t.group] = group
+	}
+	if group.nodes[n] += sign; group.nodes[n] == 0 {
+		if delete(group.nodes, n); len(group.nodes) == 0 {
+			delete(g, t.group)
+		}
+	}
 }
 
 // namespaceSet is the namespaces that a term is about: those named, and those whose
@@ -73,28 +87,28 @@ func parseAffinity(pod *corev1.Pod) affinityTerms {
 		return t
 	}
 	if a.PodAffinity != nil {
-		t.with = parseTerms(pod, a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution)
-		t.prefersWith = parseWeighted(pod, a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+		t.with = parseTerms(pod, a.PodAffinity.RequiredDuringSchedulingIgnoredDuringExecution, hardAffinityWeight)
+		t.prefersWith = parseWeighted(pod, a.PodAffinity.PreferredDuringSchedulingIgnoredDuringExecution, 1)
 	}
 	if a.PodAntiAffinity != nil {
-		t.anti = parseTerms(pod, a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution)
-		t.prefersNo = parseWeighted(pod, a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+		t.anti = parseTerms(pod, a.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution, 0)
+		t.prefersNo = parseWeighted(pod, a.PodAntiAffinity.PreferredDuringSchedulingIgnoredDuringExecution, -1)
 	}
 	return t
 }
 
-func parseTerms(pod *corev1.Pod, terms []corev1.PodAffinityTerm) []affinityTerm {
+func parseTerms(pod *corev1.Pod, terms []corev1.PodAffinityTerm, weight int64) []affinityTerm {
 	var parsed []affinityTerm
 	for i := range terms {
-		parsed = append(parsed, parseTerm(pod, &terms[i], 0))
+		parsed = append(parsed, parseTerm(pod, &terms[i], weight))
 	}
 	return parsed
 }
 
-func parseWeighted(pod *corev1.Pod, terms []corev1.WeightedPodAffinityTerm) []affinityTerm {
+func parseWeighted(pod *corev1.Pod, terms []corev1.WeightedPodAffinityTerm, sign int64) []affinityTerm {
 	var parsed []affinityTerm
 	for i := range terms {
-		parsed = append(parsed, parseTerm(pod, &terms[i].PodAffinityTerm, int64(terms[i].Weight)))
+		parsed = append(parsed, parseTerm(pod, &terms[i].PodAffinityTerm, sign*int64(terms[i].Weight)))
 	}
 	return parsed
 }
@@ -113,7 +127,9 @@ func parseTerm(pod *corev1.Pod, term *corev1.PodAffinityTerm, weight int64) affi
 	if term.NamespaceSelector != nil {
 		spaces = parseSelector(term.NamespaceSelector)
 	}
-	return affinityTerm{selector: selector, spaces: newNamespaceSet(names, spaces), topology: term.TopologyKey, weight: weight}
+	t := affinityTerm{peers: newPeers(newNamespaceSet(names, spaces), selector, false), topology: term.TopologyKey, weight: weight}
+	t.group = strconv.FormatInt(weight, 10) + "|" + t.topology + "|" + t.key
+	return t
 }
 
 func parseSelector(s *metav1.LabelSelector) labels.Selector {
@@ -127,18 +143,14 @@ func parseSelector(s *metav1.LabelSelector) labels.Selector {
 // requireKeys adds the values that a pod has for some label keys (matchLabelKeys,
 // mismatchLabelKeys; KEP-3633, KEP-3243). Keys that the pod lacks are ignored.
 func requireKeys(s labels.Selector, have map[string]string, keys []string, not bool) labels.Selector {
-	op := "="
+	op := selection.In
 	if not {
-		op = "!="
+		op = selection.NotIn
 	}
 	for _, key := range keys {
-		value, ok := have[key]
-		if !ok {
-			continue
-		}
-		if more, err := labels.Parse(key + op + value); err == nil {
-			if requirements, selectable := more.Requirements(); selectable {
-				s = s.Add(requirements...)
+		if value, ok := have[key]; ok {
+			if r, err := labels.NewRequirement(key, op, []string{value}); err == nil {
+				s = s.Add(*r)
 			}
 		}
 	}
@@ -147,100 +159,81 @@ func requireKeys(s labels.Selector, have map[string]string, keys []string, not b
 
 // affinityState is what the rules between pods mean for one pod in one pass.
 type affinityState struct {
-	with, anti []domainCount
-	// first is set if no pod matches any required affinity term and the pod would match its
-	// own: the first of a group that attracts itself may go anywhere.
-	first bool
-	// guarded are the domains that existing pods' anti-affinity keeps the pod out of.
-	guarded map[domain]int
-	terms   *affinityTerms
-}
-
-type domain struct{ key, value string }
-
-// domainCount counts, for one term, matching pods by the value of its topology key.
-type domainCount struct {
-	topology string
-	byValue  map[string]int
-}
-
-func countDomains(t *tally, topology string) domainCount {
-	d := domainCount{topology: topology, byValue: map[string]int{}}
-	for n, count := range t.counts {
-		if n.object == nil {
-			continue
-		}
-		if value, ok := n.labels[topology]; ok {
-			d.byValue[value] += count
-		}
-	}
-	return d
+	terms      *affinityTerms
+	with, anti []domains
+	// self is set if the pod matches its own affinity terms: while matched, the number of pods that do, is none, it is
+	// the first of a group that attracts itself and may go anywhere.
+	self    bool
+	matched int32
+	// guarded counts the pods whose anti-affinity keeps the pod out of a domain, for each label.
+	guarded []domains
 }
 
 // affinityFor prepares the required rules between pods. Without any such rule in the
 // cluster it costs nothing.
 func (c *Cluster) affinityFor(p *pod) *affinityState {
-	if len(p.require.with)+len(p.require.anti)+len(c.guarded) == 0 {
+	if len(p.require.with)+len(p.require.anti)+len(c.guards)+len(c.nominated) == 0 {
 		return nil
 	}
 	s := &affinityState{terms: &p.require}
-	matched := 0
+	s.self = len(p.require.with) > 0 && p.matchesAll(c, p.require.with)
 	for i := range p.require.with {
-		t := &p.require.with[i]
-		d := c.allMatching(p.require.with, t.topology, i)
-		for _, n := range d.byValue {
-			matched += n
+		d := c.sum(c.tallyAll(p.require.with), p.require.with[i].topology)
+		for _, n := range d.count {
+			s.matched += n
 		}
 		s.with = append(s.with, d)
 	}
-	if len(s.with) > 0 && matched == 0 {
-		s.first = true
-		for i := range p.require.with {
-			s.first = s.first && p.require.with[i].matches(c, p.object)
-		}
-	}
 	for i := range p.require.anti {
 		t := &p.require.anti[i]
-		s.anti = append(s.anti, countDomains(c.tally(t.spaces, t.selector, false), t.topology))
+		s.anti = append(s.anti, c.sum(c.tally(&t.peers), t.topology))
 	}
-	for _, other := range c.guarded {
-		for i := range other.require.anti {
-			t := &other.require.anti[i]
-			if value, ok := other.node.labels[t.topology]; ok && other.node.object != nil && t.matches(c, p.object) {
-				if s.guarded == nil {
-					s.guarded = map[domain]int{}
-				}
-				s.guarded[domain{t.topology, value}]++
+	for _, g := range c.guards {
+		if g.term.matches(c, p) {
+			guard := s.guard(c, g.term.topology)
+			for n, count := range g.nodes {
+				guard.change(n, int32(count))
 			}
 		}
 	}
 	return s
 }
 
-// allMatching counts the pods that match every required term, by one topology key:
-// affinity terms must be met by one and the same pod
+// guard returns the counts for one label in guarded.
+func (s *affinityState) guard(c *Cluster, key string) *domains {
+	for i := range s.guarded {
+		if s.guarded[i].key == key {
+			return &s.guarded[i]
+		}
+	}
+	s.guarded = append(s.guarded, newDomains(c.topology(key)))
+	return &s.guarded[len(s.guarded)-1]
+}
+
+func (p *pod) matchesAll(c *Cluster, terms []affinityTerm) bool {
+	for i := range terms {
+		if !terms[i].matches(c, p) {
+			return false
+		}
+	}
+	return true
+}
+
+// tallyAll counts the pods that match every required term: affinity terms must be met by one and the same pod
 // (PodAffinity.requiredDuringSchedulingIgnoredDuringExecution).
-func (c *Cluster) allMatching(terms []affinityTerm, topology string, i int) domainCount {
+func (c *Cluster) tallyAll(terms []affinityTerm) *tally {
 	if len(terms) == 1 {
-		return countDomains(c.tally(terms[0].spaces, terms[0].selector, false), topology)
+		return c.tally(&terms[0].peers)
 	}
-	var key strings.Builder
-	for j := range terms {
-		key.WriteString(terms[j].spaces.key + "|" + terms[j].selector.String() + "&")
+	key, selects := "", false
+	for i := range terms {
+		key += terms[i].key + "&"
+		selects = selects || terms[i].spaces.selector != nil
 	}
-	t := c.tallies.get(key.String(), func(visit func(*pod)) {
-		for _, p := range c.pods {
-			visit(p)
-		}
-	}, func(p *pod) bool {
-		for j := range terms {
-			if !terms[j].matches(c, p.object) {
-				return false
-			}
-		}
-		return true
-	})
-	return countDomains(t, terms[i].topology)
+	if t := c.tallies.find(key); t != nil {
+		return t
+	}
+	return c.newTally(key, &terms[0].peers, selects, func(p *pod) bool { return p.matchesAll(c, terms) })
 }
 
 // allows applies the rules to one node and returns the reason why not.
@@ -248,55 +241,50 @@ func (s *affinityState) allows(n *node) *reason {
 	if s == nil {
 		return nil
 	}
+	lacks := false
 	for i := range s.with {
-		value, ok := n.labels[s.with[i].topology]
-		if !ok || (s.with[i].byValue[value] <= 0 && !s.first) {
+		count, in := s.with[i].at(n)
+		if !in {
 			return reasonAffinity
 		}
+		lacks = lacks || count <= 0
+	}
+	if lacks && !(s.self && s.matched <= 0) {
+		return reasonAffinity
 	}
 	for i := range s.anti {
-		if value, ok := n.labels[s.anti[i].topology]; ok && s.anti[i].byValue[value] > 0 {
+		if count, _ := s.anti[i].at(n); count > 0 {
 			return reasonAntiAffinity
 		}
 	}
-	for d := range s.guarded {
-		if n.labels[d.key] == d.value && s.guarded[d] > 0 {
-			if _, ok := n.labels[d.key]; ok {
-				return reasonGuarded
-			}
+	for i := range s.guarded {
+		if count, _ := s.guarded[i].at(n); count > 0 {
+			return reasonGuarded
 		}
 	}
 	return nil
 }
 
-// change counts one pod in or out, as preemption tries it.
-func (s *affinityState) change(c *Cluster, incoming *corev1.Pod, p *pod, sign int) {
+// change counts one pod in or out, as preemption and nominations try it.
+func (s *affinityState) change(c *Cluster, incoming, p *pod, sign int32) {
 	if s == nil {
 		return
 	}
-	all := len(s.terms.with) > 0
-	for i := range s.terms.with {
-		all = all && s.terms.with[i].matches(c, p.object)
-	}
-	if all {
+	if len(s.with) > 0 && p.matchesAll(c, s.terms.with) {
 		for i := range s.with {
-			if value, ok := p.node.labels[s.with[i].topology]; ok {
-				s.with[i].byValue[value] += sign
+			if s.with[i].change(p.node, sign) {
+				s.matched += sign
 			}
 		}
 	}
 	for i := range s.anti {
-		if value, ok := p.node.labels[s.anti[i].topology]; ok && s.terms.anti[i].matches(c, p.object) {
-			s.anti[i].byValue[value] += sign
+		if s.terms.anti[i].matches(c, p) {
+			s.anti[i].change(p.node, sign)
 		}
 	}
 	for i := range p.require.anti {
-		t := &p.require.anti[i]
-		if value, ok := p.node.labels[t.topology]; ok && t.matches(c, incoming) {
-			if s.guarded == nil {
-				s.guarded = map[domain]int{}
-			}
-			s.guarded[domain{t.topology, value}] += sign
+		if t := &p.require.anti[i]; t.matches(c, incoming) {
+			s.guard(c, t.topology).change(p.node, sign)
 		}
 	}
 }

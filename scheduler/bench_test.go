@@ -6,6 +6,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -22,14 +23,20 @@ func BenchmarkSchedule(b *testing.B) {
 				c.SetNode(n)
 			}
 			yes := true
+			siblings := make([]*Siblings, b.N/1000+1)
+			for i := range siblings {
+				siblings[i] = NewSiblings("default", labels.SelectorFromSet(labels.Set{"app": fmt.Sprint(i)}))
+			}
+			b.ReportAllocs()
 			b.ResetTimer()
 			for i := range b.N {
 				p := &corev1.Pod{}
 				p.Name, p.Namespace, p.UID = fmt.Sprint("pod-", i), "default", types.UID(fmt.Sprint(i))
+				p.Labels = map[string]string{"app": fmt.Sprint(i / 1000)}
 				p.OwnerReferences = []metav1.OwnerReference{{UID: types.UID(fmt.Sprint(i / 1000)), Controller: &yes}}
 				p.Spec.Containers = []corev1.Container{{Name: "x", Resources: corev1.ResourceRequirements{
 					Requests: quantities(map[corev1.ResourceName]string{"cpu": "1m", "memory": "1Mi"})}}}
-				d := c.Schedule(p, nil)
+				d := c.Schedule(p, Circumstances{Siblings: siblings[i/1000]})
 				if d.Node == "" {
 					b.Fatal(d.Message)
 				}

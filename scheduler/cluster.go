@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -18,22 +17,43 @@ type Cluster struct {
 	// ended, so that all nodes are considered equally often.
 	order []*node
 	start int
+	// turn counts the pods that were given a node; among equal nodes the one that was chosen
+	// longest ago wins.
+	turn uint64
+	// slots gives each node a small number, by which tallies and topologies file it. Free ones are nil.
+	slots []*node
+	free  []int
 
 	pods map[types.UID]*pod
-	// guarded are the pods whose required anti-affinity can keep others off nodes.
-	guarded map[types.UID]*pod
-	// attracted are the pods whose preferences can score others.
-	attracted map[types.UID]*pod
+	// guards are the required anti-affinity terms of placed pods, which can keep others off nodes.
+	guards termGroups
+	// likes are the terms of placed pods that score others.
+	likes termGroups
+	// claims counts, by namespace and name, the placed pods that use a claim.
+	claims map[string]int
 	// tallies count, by node, the pods that a selector matches.
 	tallies tallies
+	// topologies number the values of the node labels that rules name.
+	topologies map[string]*topology
 	// namespaces by name, for namespace selectors.
 	namespaces map[string]labels.Set
 	// nominated are pods that wait for room on a node which was made for them.
 	nominated map[types.UID]*pod
 	// images by normalised name: size and on how many nodes, for ImageLocality.
 	images map[string]*imageState
+	// scarce are the reasons for resources other than cpu, memory and storage.
+	scarce map[corev1.ResourceName]*scarcity
 	// budgets gives what preemption should keep; it is asked only when a pass preempts.
 	budgets func() Budgets
+
+	scratch scratch
+}
+
+// scratch is room that every pass uses anew.
+type scratch struct {
+	feasible    []*node
+	scores, raw []int64
+	reasons     [8]*reason
 }
 
 type imageState struct {
@@ -44,89 +64,114 @@ type imageState struct {
 // node is one node's totals. A node that pods name but that does not exist (yet) has
 // a nil object and is in no order.
 type node struct {
-	name        string
-	object      *corev1.Node
-	labels      labels.Set
+	name string
+	slot int
+
+	// What passes look at first stands together.
+	closed      bool // it has a taint with NoSchedule or NoExecute, or is cordoned
+	discouraged bool // it has a taint with PreferNoSchedule
 	allocatable resources
-	pods        map[types.UID]*pod
 	used        resources
 	// scoredCPU and scoredMemory count assumed requests.
 	scoredCPU, scoredMemory int64
+	chosen                  uint64
 	ports                   map[hostPort]int
-	// owners counts pods by their controller, for the default spreading.
-	owners map[types.UID]int
+	nominated               map[types.UID]*pod
+
+	object *corev1.Node
+	labels labels.Set
+	pods   map[types.UID]*pod
 	images map[string]int64
-}
-
-type hostPort struct {
-	ip       string
-	protocol corev1.Protocol
-	port     int32
-}
-
-// pod is what the scheduler needs of a pod, worked out once.
-type pod struct {
-	object  *corev1.Pod
-	asks    resources
-	cpu     int64 // assumed
-	memory  int64
-	ports   []hostPort
-	owner   types.UID
-	require affinityTerms // of others, and from others
-	node    *node
-	bound   bool // the store says so, rather than only we
 }
 
 // NewCluster returns an empty Cluster.
 func NewCluster() *Cluster {
 	return &Cluster{
-		nodes: map[string]*node{}, pods: map[types.UID]*pod{}, guarded: map[types.UID]*pod{},
-		attracted: map[types.UID]*pod{}, namespaces: map[string]labels.Set{},
-		nominated: map[types.UID]*pod{}, images: map[string]*imageState{},
+		nodes: map[string]*node{}, pods: map[types.UID]*pod{}, guards: termGroups{}, likes: termGroups{},
+		claims: map[string]int{}, topologies: map[string]*topology{}, namespaces: map[string]labels.Set{},
+		nominated: map[types.UID]*pod{}, images: map[string]*imageState{}, scarce: map[corev1.ResourceName]*scarcity{},
 	}
 }
 
 func (c *Cluster) node(name string) *node {
-	n := c.nodes[name]
-	if n == nil {
-		n = &node{name: name, pods: map[types.UID]*pod{}, ports: map[hostPort]int{}, owners: map[types.UID]int{}}
-		c.nodes[name] = n
+	if n := c.nodes[name]; n != nil {
+		return n
 	}
+	n := &node{name: name, pods: map[types.UID]*pod{}, ports: map[hostPort]int{}}
+	if last := len(c.free) - 1; last >= 0 {
+		n.slot, c.free = c.free[last], c.free[:last]
+		c.slots[n.slot] = n
+	} else {
+		n.slot = len(c.slots)
+		c.slots = append(c.slots, n)
+		c.tallies.addSlot()
+		for _, t := range c.topologies {
+			t.of = append(t.of, missing)
+		}
+	}
+	c.nodes[name] = n
 	return n
 }
 
-// SetNode adds or replaces a node. O(log nodes) and what changed of its images.
+// SetNode adds or replaces a node. O(log nodes) and what changed of its images and labels.
 func (c *Cluster) SetNode(object *corev1.Node) {
 	n := c.node(object.Name)
+	relabelled := n.object == nil || !sameLabels(n.labels, object.Labels)
 	if n.object == nil {
 		i, _ := slices.BinarySearchFunc(c.order, n.name, func(n *node, name string) int { return strings.Compare(n.name, name) })
 		c.order = slices.Insert(c.order, i, n)
 	}
 	n.object, n.labels = object, object.Labels
 	n.allocatable = fromList(object.Status.Allocatable)
+	n.closed, n.discouraged = object.Spec.Unschedulable, false
+	for i := range object.Spec.Taints {
+		switch object.Spec.Taints[i].Effect {
+		case corev1.TaintEffectNoSchedule, corev1.TaintEffectNoExecute:
+			n.closed = true
+		case corev1.TaintEffectPreferNoSchedule:
+			n.discouraged = true
+		}
+	}
+	if relabelled {
+		c.fileTopologies(n)
+	}
 	c.setImages(n, object.Status.Images)
 }
 
-// RemoveNode takes a node out. Its pods stay known until they go.
-func (c *Cluster) RemoveNode(name string) {
+// RemoveNode takes a node out. Its pods stay known until they go. Who was nominated to it is
+// so no longer, and is returned.
+func (c *Cluster) RemoveNode(name string) []*corev1.Pod {
 	n := c.nodes[name]
 	if n == nil || n.object == nil {
-		return
+		return nil
+	}
+	var homeless []*corev1.Pod
+	for _, p := range n.nominated {
+		homeless = append(homeless, p.object)
 	}
 	c.setImages(n, nil)
-	n.object = nil
+	n.object, n.labels = nil, nil
+	c.fileTopologies(n)
 	c.order = slices.DeleteFunc(c.order, func(o *node) bool { return o == n })
+	for _, p := range homeless {
+		c.Nominate(p, "")
+	}
 	c.dropIfEmpty(n)
+	return homeless
 }
 
 func (c *Cluster) dropIfEmpty(n *node) {
-	if n.object == nil && len(n.pods) == 0 {
+	if n.object == nil && len(n.pods) == 0 && len(n.nominated) == 0 && c.nodes[n.name] == n {
 		delete(c.nodes, n.name)
-		c.tallies.dropNode(n)
+		c.slots[n.slot] = nil
+		c.free = append(c.free, n.slot)
 	}
 }
 
 func (c *Cluster) setImages(n *node, images []corev1.ContainerImage) {
+	if len(images)+len(n.images) == 0 {
+		return
+	}
 	fresh := make(map[string]int64, len(images))
 	for _, image := range images {
 		for _, name := range image.Names {
@@ -161,48 +206,7 @@ func (c *Cluster) SetNamespace(name string, ns *corev1.Namespace) {
 	} else {
 		c.namespaces[name] = ns.Labels
 	}
-	c.tallies.reset() // those with a namespace selector may differ now
-}
-
-// newPod works out what the scheduler needs. Its cost is that of summing requests
-// and parsing selectors, once for each version of a pod that matters.
-func newPod(object *corev1.Pod) *pod {
-	p := &pod{object: object, asks: requests(object), require: parseAffinity(object)}
-	p.cpu, p.memory = assumed(object, &p.asks)
-	for _, containers := range [][]corev1.Container{object.Spec.Containers, sidecars(object)} {
-		for i := range containers {
-			for _, port := range containers[i].Ports {
-				if port.HostPort > 0 {
-					p.ports = append(p.ports, newHostPort(port))
-				}
-			}
-		}
-	}
-	if ref := metav1.GetControllerOfNoCopy(object); ref != nil {
-		p.owner = ref.UID
-	}
-	return p
-}
-
-func sidecars(object *corev1.Pod) []corev1.Container {
-	var all []corev1.Container
-	for i := range object.Spec.InitContainers {
-		if policy := object.Spec.InitContainers[i].RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
-			all = append(all, object.Spec.InitContainers[i])
-		}
-	}
-	return all
-}
-
-func newHostPort(p corev1.ContainerPort) hostPort {
-	h := hostPort{ip: p.HostIP, protocol: p.Protocol, port: p.HostPort}
-	if h.ip == "" {
-		h.ip = "0.0.0.0"
-	}
-	if h.protocol == "" {
-		h.protocol = corev1.ProtocolTCP
-	}
-	return h
+	c.tallies.namespacesChanged()
 }
 
 // Assign puts a pod on the node that its spec names, or moves or refreshes it. bound says
@@ -213,32 +217,21 @@ func (c *Cluster) Assign(object *corev1.Pod, nodeName string, bound bool) {
 		old.object, old.bound = object, old.bound || bound
 		return
 	}
-	if old != nil {
-		c.remove(old)
-	}
 	p := newPod(object)
 	p.bound = bound
-	c.place(p, c.node(nodeName))
+	c.assign(p, nodeName)
 }
 
-// sameForScheduling tells whether a newer version of an assigned pod counts the same:
-// nothing that is summed or selected by can have changed.
-func sameForScheduling(a, b *corev1.Pod) bool {
-	if (a.DeletionTimestamp == nil) != (b.DeletionTimestamp == nil) || len(a.Labels) != len(b.Labels) {
-		return false
+func (c *Cluster) assign(p *pod, nodeName string) {
+	if old := c.pods[p.object.UID]; old != nil {
+		c.remove(old)
 	}
-	for k, v := range a.Labels {
-		if w, ok := b.Labels[k]; !ok || v != w {
-			return false
-		}
-	}
-	return a.Generation == b.Generation && len(a.Status.ContainerStatuses) == len(b.Status.ContainerStatuses) &&
-		len(a.OwnerReferences) == len(b.OwnerReferences)
+	c.place(p, c.node(nodeName))
 }
 
 // Forget takes a pod out, wherever it is: it was deleted, has finished, or its binding failed.
 func (c *Cluster) Forget(uid types.UID) {
-	delete(c.nominated, uid)
+	c.unnominate(uid)
 	if p := c.pods[uid]; p != nil {
 		c.remove(p)
 	}
@@ -247,38 +240,70 @@ func (c *Cluster) Forget(uid types.UID) {
 // Nominate reserves room on a node for a pod, against pods of lower priority. An empty
 // node takes the reservation back.
 func (c *Cluster) Nominate(object *corev1.Pod, nodeName string) {
-	if nodeName == "" {
-		delete(c.nominated, object.UID)
+	if old := c.nominated[object.UID]; old != nil && old.object == object && old.node.name == nodeName {
 		return
+	}
+	c.unnominate(object.UID)
+	if n := c.nodes[nodeName]; nodeName == "" || n == nil || n.object == nil {
+		return // a node that does not exist keeps no room
 	}
 	p := newPod(object)
 	p.node = c.node(nodeName)
 	c.nominated[object.UID] = p
+	if p.node.nominated == nil {
+		p.node.nominated = map[types.UID]*pod{}
+	}
+	p.node.nominated[object.UID] = p
+}
+
+func (c *Cluster) unnominate(uid types.UID) {
+	if p := c.nominated[uid]; p != nil {
+		delete(c.nominated, uid)
+		delete(p.node.nominated, uid)
+		c.dropIfEmpty(p.node)
+	}
+}
+
+// nomination is the node that a pod is nominated to, nil for none.
+func (c *Cluster) nomination(object *corev1.Pod) *node {
+	if p := c.nominated[object.UID]; p != nil {
+		return p.node
+	}
+	return nil
 }
 
 func (c *Cluster) place(p *pod, n *node) {
 	uid := p.object.UID
-	delete(c.nominated, uid)
+	c.unnominate(uid)
 	p.node = n
 	c.pods[uid] = p
 	n.add(p, 1)
-	if len(p.require.anti) > 0 {
-		c.guarded[uid] = p
-	}
-	if p.require.scores() {
-		c.attracted[uid] = p
-	}
-	c.tallies.count(p, 1)
+	c.count(p, 1)
 }
 
 func (c *Cluster) remove(p *pod) {
-	uid := p.object.UID
-	delete(c.pods, uid)
-	delete(c.guarded, uid)
-	delete(c.attracted, uid)
-	c.tallies.count(p, -1)
+	delete(c.pods, p.object.UID)
+	c.count(p, -1)
 	p.node.add(p, -1)
 	c.dropIfEmpty(p.node)
+}
+
+// count counts a pod in (sign 1) or out (-1) of what is known about the whole cluster.
+func (c *Cluster) count(p *pod, sign int) {
+	for i := range p.require.anti {
+		c.guards.count(&p.require.anti[i], p.node, sign)
+	}
+	for _, terms := range [][]affinityTerm{p.require.with, p.require.prefersWith, p.require.prefersNo} {
+		for i := range terms {
+			c.likes.count(&terms[i], p.node, sign)
+		}
+	}
+	for _, claim := range p.claims {
+		if c.claims[claim] += sign; c.claims[claim] == 0 {
+			delete(c.claims, claim)
+		}
+	}
+	c.tallies.count(p, sign)
 }
 
 // add counts a pod in (sign 1) or out (-1).
@@ -291,11 +316,6 @@ func (n *node) add(p *pod, sign int) {
 			delete(n.ports, port)
 		}
 	}
-	if p.owner != "" {
-		if n.owners[p.owner] += sign; n.owners[p.owner] == 0 {
-			delete(n.owners, p.owner)
-		}
-	}
 	if sign > 0 {
 		n.pods[p.object.UID] = p
 	} else {
@@ -305,3 +325,15 @@ func (n *node) add(p *pod, sign int) {
 
 // Nodes is how many nodes exist.
 func (c *Cluster) Nodes() int { return len(c.order) }
+
+func sameLabels(a, b map[string]string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			return false
+		}
+	}
+	return true
+}

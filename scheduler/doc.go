@@ -2,7 +2,7 @@
 //
 // Its core is pure: Cluster holds running totals of every node, updated by one pod or
 // node at a time and never rebuilt; Schedule reads them and returns a node or the
-// reasons why there is none; Preempt returns whom to remove. The loop around it owns
+// reasons why there is none, with whom to remove for it. The loop around it owns
 // the queue, turns store events into updates, binds, and writes the PodScheduled condition.
 //
 // It never talks to a node, and reads nothing but what the store tells.

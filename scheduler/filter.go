@@ -18,91 +18,158 @@ type reason struct {
 	wakes change
 }
 
-// change is a set of kinds of change that a waiting pod hopes for.
-type change uint16
-
-const (
-	nodeAdded change = 1 << iota
-	nodeLabels
-	nodeTaints
-	nodeAllocatable
-	podGone
-	podPlaced // or its labels changed
-	podItself
-	volumes
-	timePassed
-
-	anyChange change = 1<<iota - 1
-)
-
-// The reasons that need no figures.
+// Reasons, in the order in which they are found (the order of the default plugins): of each node,
+// those of the first rule that refuses it are told.
 var (
-	reasonNodeName      = &reason{"node(s) didn't match the requested node name", true, nodeAdded}
 	reasonUnschedulable = &reason{"node(s) were unschedulable", true, nodeAdded | nodeTaints}
-	reasonTaint         = &reason{"node(s) had untolerated taint(s)", true, nodeAdded | nodeTaints | podItself}
-	reasonNodeAffinity  = &reason{"node(s) didn't match Pod's node affinity/selector", true, nodeAdded | nodeLabels | podItself}
+	reasonTaint         = &reason{"node(s) had untolerated taint(s)", true, nodeAdded | nodeTaints}
+	reasonNodeAffinity  = &reason{"node(s) didn't match Pod's node affinity/selector", true, nodeAdded | nodeLabels}
+	reasonNotNamed      = &reason{"node(s) didn't satisfy plugin(s) [NodeAffinity]", true, nodeAdded}
 	reasonPorts         = &reason{"node(s) didn't have free ports for the requested pod ports", false, nodeAdded | podGone}
 	reasonPods          = &reason{"Too many pods", false, nodeAdded | nodeAllocatable | podGone}
-	reasonCPU           = &reason{"Insufficient cpu", false, nodeAdded | nodeAllocatable | podGone | podItself}
-	reasonMemory        = &reason{"Insufficient memory", false, nodeAdded | nodeAllocatable | podGone | podItself}
-	reasonStorage       = &reason{"Insufficient ephemeral-storage", false, nodeAdded | nodeAllocatable | podGone | podItself}
-	reasonAffinity      = &reason{"node(s) didn't match pod affinity rules", true, nodeAdded | nodeLabels | podPlaced}
-	reasonAntiAffinity  = &reason{"node(s) didn't match pod anti-affinity rules", false, nodeAdded | nodeLabels | podGone | podPlaced}
-	reasonGuarded       = &reason{"node(s) didn't satisfy existing pods anti-affinity rules", false, nodeAdded | nodeLabels | podGone | podPlaced}
-	reasonSpread        = &reason{"node(s) didn't match pod topology spread constraints", false, nodeAdded | nodeLabels | nodeTaints | podGone | podPlaced}
-	reasonSpreadLabel   = &reason{"node(s) didn't match pod topology spread constraints (missing required label)", true, nodeAdded | nodeLabels}
+	scarceCPU           = newScarcity("cpu")
+	scarceMemory        = newScarcity("memory")
+	scarceStorage       = newScarcity("ephemeral-storage")
+	reasonExclusive     = &reason{"node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod", false, podGone | volumes}
+	reasonNoVolume      = &reason{"node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)", true, volumes}
 	reasonPVAffinity    = &reason{"node(s) didn't match PersistentVolume's node affinity", true, nodeAdded | nodeLabels | volumes}
+	reasonSpread        = &reason{"node(s) didn't match pod topology spread constraints", false, nodeDomains | podPeers}
+	reasonSpreadLabel   = &reason{"node(s) didn't match pod topology spread constraints (missing required label)", true, nodeAdded | nodeLabels}
+	reasonAffinity      = &reason{"node(s) didn't match pod affinity rules", true, nodeDomains | podPeers}
+	reasonAntiAffinity  = &reason{"node(s) didn't match pod anti-affinity rules", false, nodeDomains | podPeers}
+	reasonGuarded       = &reason{"node(s) didn't satisfy existing pods anti-affinity rules", false, nodeDomains | podPeers}
 )
+
+// scarcity is the reason that there is too little of a resource: now, or even on the empty node.
+type scarcity struct{ now, ever *reason }
+
+func newScarcity(name corev1.ResourceName) *scarcity {
+	text := "Insufficient " + string(name)
+	return &scarcity{&reason{text, false, nodeAdded | nodeAllocatable | podGone}, &reason{text, true, nodeAdded | nodeAllocatable | podGone}}
+}
+
+func (s *scarcity) of(asked, capacity int64) *reason {
+	if asked > capacity {
+		return s.ever
+	}
+	return s.now
+}
+
+func (c *Cluster) scarcity(name corev1.ResourceName) *scarcity {
+	s := c.scarce[name]
+	if s == nil {
+		if len(c.scarce) > 1000 { // pods can ask for anything
+			clear(c.scarce)
+		}
+		s = newScarcity(name)
+		c.scarce[name] = s
+	}
+	return s
+}
+
+// Circumstances are what a pass needs to know of other objects that a pod names.
+type Circumstances struct {
+	// Problem, if not empty, keeps the pod off all nodes.
+	Problem string
+	// Volumes are the node affinities of the persistent volumes that its claims are bound to.
+	Volumes []*corev1.VolumeNodeAffinity
+	// MissingVolume says that a claim is bound to a volume that does not exist.
+	MissingVolume bool
+	// Exclusive are the claims ("namespace/name") that only one pod may use (ReadWriteOncePod).
+	Exclusive []string
+	// Siblings are the pods from which it is spread when it has no constraints of its own: those of the same services
+	// and controller. Nil for none.
+	Siblings *Siblings
+}
 
 // candidate is a pod with all that one pass works out before it looks at nodes.
 type candidate struct {
 	*pod
-	priority int32
-	wanted   nodeaffinity.RequiredNodeAffinity
-	selects  bool // it has a node selector or required node affinity
-	affinity *affinityState
-	spread   *spreadState
-	volumes  []*corev1.VolumeNodeAffinity // of the volumes that its claims are bound to
+	affinity  *affinityState
+	spread    *spreadState
+	siblings  *Siblings
+	volumes   []*nodeaffinity.NodeSelector
+	noVolume  bool
+	exclusive []string
+	contended int // pods that use an exclusive claim
 }
 
-func (c *Cluster) candidate(object *corev1.Pod, volumes []*corev1.VolumeNodeAffinity) *candidate {
-	p := newPod(object)
-	cand := &candidate{pod: p, priority: priority(object), volumes: volumes}
-	a := object.Spec.Affinity
-	cand.selects = len(object.Spec.NodeSelector) > 0 ||
-		(a != nil && a.NodeAffinity != nil && a.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution != nil)
-	if cand.selects {
-		cand.wanted = nodeaffinity.GetRequiredNodeAffinity(object)
+func (c *Cluster) candidate(p *pod, about *Circumstances) *candidate {
+	cand := &candidate{pod: p, siblings: about.Siblings, noVolume: about.MissingVolume, exclusive: about.Exclusive}
+	for _, v := range about.Volumes {
+		if s, err := nodeaffinity.NewNodeSelector(v.Required); err == nil {
+			cand.volumes = append(cand.volumes, s)
+		} else {
+			cand.noVolume = true
+		}
+	}
+	for _, claim := range about.Exclusive {
+		cand.contended += c.claims[claim]
 	}
 	cand.affinity = c.affinityFor(p)
-	cand.spread = c.spreadFor(p, corev1.DoNotSchedule)
+	cand.spread = c.spreadFor(p, true)
 	return cand
 }
 
-func priority(p *corev1.Pod) int32 {
-	if p.Spec.Priority != nil {
-		return *p.Spec.Priority
+// fits returns why a pod cannot go to a node, nothing if it can. Pods of at least its
+// priority that are nominated there count as if they ran, and then again as if they did not, for
+// it may depend on one that never comes. extra holds the room for the reasons, so that the common case allocates nothing.
+func (c *Cluster) fits(cand *candidate, n *node, extra []*reason) []*reason {
+	if len(n.nominated) > 0 {
+		var counted []*pod
+		for uid, p := range n.nominated {
+			if uid != cand.object.UID && p.priority >= cand.priority {
+				counted = append(counted, p)
+				c.try(cand, p, 1)
+			}
+		}
+		if len(counted) > 0 {
+			extra = c.check(cand, n, extra)
+			for _, p := range counted {
+				c.try(cand, p, -1)
+			}
+			if len(extra) > 0 {
+				return extra
+			}
+		}
 	}
-	return 0
+	return c.check(cand, n, extra)
 }
 
-// fits returns why a pod cannot go to a node, nil if it can. Pods of at least its
-// priority that are nominated there count as if they ran. extra holds the room for the
-// reasons, so that the common case allocates nothing.
-func (c *Cluster) fits(cand *candidate, n *node, extra []*reason) []*reason {
+// try counts a pod in or out of its node's totals and of what a pass has worked out, and of nothing else.
+func (c *Cluster) try(cand *candidate, p *pod, sign int32) {
+	p.node.add(p, int(sign))
+	cand.affinity.change(c, cand.pod, p, sign)
+	cand.spread.change(c, cand.pod, p, sign)
+	for _, claim := range cand.exclusive {
+		for _, used := range p.claims {
+			if claim == used {
+				cand.contended += int(sign)
+			}
+		}
+	}
+}
+
+func (c *Cluster) check(cand *candidate, n *node, extra []*reason) []*reason {
 	if one := cand.static(n); one != nil {
 		return append(extra, one)
 	}
-	nominated := c.nominatedTo(n, cand)
-	for _, p := range nominated {
-		n.add(p, 1)
+	if len(cand.ports) > 0 && portsTaken(cand.ports, n.ports) {
+		return append(extra, reasonPorts)
 	}
-	extra = cand.room(n, extra)
-	for _, p := range nominated {
-		n.add(p, -1)
-	}
-	if len(extra) > 0 {
+	if extra = c.room(cand.pod, n, extra); len(extra) > 0 {
 		return extra
+	}
+	if cand.contended > 0 {
+		return append(extra, reasonExclusive)
+	}
+	if cand.noVolume {
+		return append(extra, reasonNoVolume)
+	}
+	for _, v := range cand.volumes {
+		if !v.Match(n.object) {
+			return append(extra, reasonPVAffinity)
+		}
 	}
 	if one := cand.spread.allows(n); one != nil {
 		return append(extra, one)
@@ -113,64 +180,49 @@ func (c *Cluster) fits(cand *candidate, n *node, extra []*reason) []*reason {
 	return extra
 }
 
-func (c *Cluster) nominatedTo(n *node, cand *candidate) []*pod {
-	var found []*pod
-	for uid, p := range c.nominated {
-		if p.node == n && uid != cand.object.UID && priority(p.object) >= cand.priority {
-			found = append(found, p)
-		}
-	}
-	return found
-}
-
 // static checks what no other pod can change.
-func (cand *candidate) static(n *node) *reason {
-	spec := &cand.object.Spec
-	if n.object.Spec.Unschedulable && !tolerates(spec.Tolerations, &corev1.Taint{
-		Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}) {
-		return reasonUnschedulable
-	}
-	if len(n.object.Spec.Taints) > 0 && untolerated(cand.object, n.object) != nil {
-		return reasonTaint
-	}
-	if cand.selects {
-		if match, err := cand.wanted.Match(n.object); err != nil || !match {
-			return reasonNodeAffinity
+func (p *pod) static(n *node) *reason {
+	if n.closed {
+		if n.object.Spec.Unschedulable && !tolerates(p.object.Spec.Tolerations, &corev1.Taint{
+			Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}) {
+			return reasonUnschedulable
+		}
+		if untolerated(p.object, n.object) != nil {
+			return reasonTaint
 		}
 	}
-	for _, v := range cand.volumes {
-		if s, err := nodeaffinity.NewNodeSelector(v.Required); err != nil || !s.Match(n.object) {
-			return reasonPVAffinity
-		}
+	if !p.matches(n) {
+		return reasonNodeAffinity
 	}
 	return nil
 }
 
-// room checks ports and resources, and returns every shortage.
-func (cand *candidate) room(n *node, short []*reason) []*reason {
-	if portsTaken(cand.ports, n.ports) {
-		short = append(short, reasonPorts)
-	}
-	asks, have, used := &cand.asks, &n.allocatable, &n.used
+// room checks resources, and returns every shortage.
+func (c *Cluster) room(p *pod, n *node, short []*reason) []*reason {
+	asks, have, used := &p.asks, &n.allocatable, &n.used
 	if used.pods+1 > have.pods {
 		short = append(short, reasonPods)
 	}
-	if asks.cpu > 0 && asks.cpu > have.cpu-used.cpu {
-		short = append(short, reasonCPU)
+	if asks.cpu > have.cpu-used.cpu && asks.cpu > 0 {
+		short = append(short, scarceCPU.of(asks.cpu, have.cpu))
 	}
-	if asks.memory > 0 && asks.memory > have.memory-used.memory {
-		short = append(short, reasonMemory)
+	if asks.memory > have.memory-used.memory && asks.memory > 0 {
+		short = append(short, scarceMemory.of(asks.memory, have.memory))
 	}
-	if asks.storage > 0 && asks.storage > have.storage-used.storage {
-		short = append(short, reasonStorage)
+	if asks.storage > have.storage-used.storage && asks.storage > 0 {
+		short = append(short, scarceStorage.of(asks.storage, have.storage))
 	}
 	for name, v := range asks.extended {
 		if v > 0 && v > have.extended[name]-used.extended[name] {
-			// A node that has none at all cannot be helped by removing pods.
-			short = append(short, &reason{"Insufficient " + string(name), v > have.extended[name], nodeAdded | nodeAllocatable | podGone | podItself})
+			short = append(short, c.scarcity(name).of(v, have.extended[name]))
 		}
 	}
 	return short
+}
+
+// mayHold tells whether a node could hold the pod if it were empty.
+func (p *pod) mayHold(n *node) bool {
+	return n.object != nil && p.static(n) == nil && !n.allocatable.less(&p.asks)
 }
 
 // portsTaken tells whether a wanted host port clashes. 0.0.0.0 clashes with every address.
@@ -188,33 +240,49 @@ func portsTaken(want []hostPort, have map[hostPort]int) bool {
 	return false
 }
 
-// refusals counts the reasons of one pass, and remembers the reasons of each node for
-// preemption.
+// refusals counts the reasons of one pass.
 type refusals struct {
-	counts map[string]int
-	nodes  map[*node]bool // true: final
-	wakes  change
+	counts []reasonCount
+	// mendable are the nodes where removing pods may help.
+	mendable []*node
+	wakes    change
+}
+
+type reasonCount struct {
+	*reason
+	count int
 }
 
 func (r *refusals) add(n *node, reasons []*reason) {
-	if r.counts == nil {
-		r.counts, r.nodes = map[string]int{}, map[*node]bool{}
-	}
 	final := false
 	for _, why := range reasons {
-		r.counts[why.text]++
-		r.wakes |= why.wakes
+		r.count(why, 1)
 		final = final || why.final
 	}
-	// A pod that waits for its own affinity is helped by none that goes, but by a
-	// node's change all the same.
-	r.nodes[n] = final
+	if !final {
+		r.mendable = append(r.mendable, n)
+	}
+}
+
+func (r *refusals) count(why *reason, times int) {
+	r.wakes |= why.wakes
+	for i := range r.counts {
+		if r.counts[i].reason == why {
+			r.counts[i].count += times
+			return
+		}
+	}
+	r.counts = append(r.counts, reasonCount{why, times})
 }
 
 // String is "1 Insufficient cpu, 2 node(s) were unschedulable".
 func (r *refusals) String() string {
-	parts := make([]string, 0, len(r.counts))
-	for text, count := range r.counts {
+	byText := map[string]int{}
+	for _, c := range r.counts {
+		byText[c.text] += c.count
+	}
+	parts := make([]string, 0, len(byText))
+	for text, count := range byText {
 		parts = append(parts, fmt.Sprintf("%d %s", count, text))
 	}
 	sort.Strings(parts)

@@ -1,14 +1,15 @@
 package scheduler
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 )
 
@@ -23,139 +24,151 @@ type victims struct {
 	violations int
 }
 
-// Preempt looks for the node where removing pods of lower priority costs least
+// preempt looks for the node where removing pods of lower priority costs least
 // (kubernetes.io/docs/concepts/scheduling-eviction/pod-priority-preemption). The
-// Message in the result is the second half of what the pod is told.
-func (c *Cluster) Preempt(cand *candidate, refused *refusals) Decision {
-	if policy := cand.object.Spec.PreemptionPolicy; policy != nil && *policy == corev1.PreemptNever {
+// Message in the result is the second half of what the pod is told. cand is nil if no node was looked at.
+func (c *Cluster) preempt(cand *candidate, p *pod, refused *refusals) Decision {
+	if policy := p.object.Spec.PreemptionPolicy; policy != nil && *policy == corev1.PreemptNever {
 		return Decision{Message: " preemption: not eligible due to preemptionPolicy=Never."}
 	}
-	if why := c.waitsForVictims(cand, refused); why != "" {
-		return Decision{Message: " preemption: " + why + "."}
+	if c.waitsForVictims(p, refused) {
+		return Decision{Message: " preemption: not eligible due to a terminating pod on the nominated node."}
 	}
-	var budgets Budgets
-	if c.budgets != nil {
-		budgets = c.budgets()
-	}
-	var found []*victims
-	hopeless, none := 0, 0
-	limit := max(len(c.order)/10, alwaysConsidered)
-	for i := range c.order {
-		n := c.order[(c.start+i)%len(c.order)]
-		if final, was := refused.nodes[n]; final || !was {
-			hopeless++
-			continue
-		}
-		if v := c.victimsOn(cand, n, budgets); v == nil {
-			none++
-		} else if found = append(found, v); len(found) >= limit {
-			break
-		}
-	}
+	found, why := c.candidates(cand, refused)
 	if len(found) == 0 {
-		r := refusals{counts: map[string]int{}}
-		if hopeless > 0 {
-			r.counts["Preemption is not helpful for scheduling"] = hopeless
+		if hopeless := len(c.order) - len(refused.mendable); hopeless > 0 {
+			why.count(reasonNotHelpful, hopeless)
 		}
-		if none > 0 {
-			r.counts["No preemption victims found for incoming pod"] = none
-		}
-		return Decision{Message: fmt.Sprintf(" preemption: 0/%d nodes are available: %s.", len(c.order), &r)}
+		return Decision{Message: fmt.Sprintf(" preemption: 0/%d nodes are available: %s.", len(c.order), why), Unnominate: true}
 	}
 	best := slices.MinFunc(found, compareVictims)
-	d := Decision{Nominated: best.node.name}
+	d := Decision{Nominated: best.node.name, Message: fmt.Sprintf(
+		" preemption: found a potential placement for pod on node %s, preempting %d victims", best.node.name, len(best.pods))}
 	for _, p := range best.pods {
 		d.Victims = append(d.Victims, p.object)
 	}
 	return d
 }
 
-// waitsForVictims tells whether the pod has already made room somewhere and only has to wait
-// until the last victim is gone.
-func (c *Cluster) waitsForVictims(cand *candidate, refused *refusals) string {
-	n := c.nodes[cand.object.Status.NominatedNodeName]
-	if n == nil || n.object == nil || refused.nodes[n] {
-		return ""
+var (
+	reasonNotHelpful = &reason{text: "Preemption is not helpful for scheduling"}
+	reasonNoVictims  = &reason{text: "No preemption victims found for incoming pod"}
+)
+
+// candidates returns nodes with what each would have to give up, enough of them to choose
+// from (a tenth, at least 100, at least one where no budget breaks), or why there are none.
+func (c *Cluster) candidates(cand *candidate, refused *refusals) (found []*victims, why *refusals) {
+	why = &refusals{}
+	if len(refused.mendable) == 0 {
+		return nil, why
 	}
-	for _, p := range n.pods {
-		if p.object.DeletionTimestamp != nil && priority(p.object) < cand.priority {
-			return "not eligible due to a terminating pod on the nominated node"
+	var budgets Budgets
+	if c.budgets != nil {
+		budgets = c.budgets()
+	}
+	limit := max(len(refused.mendable)/10, alwaysConsidered)
+	harmless := false
+	for _, n := range refused.mendable {
+		v, reasons := c.victimsOn(cand, n, budgets)
+		for _, r := range reasons {
+			why.count(r, 1)
+		}
+		if v == nil {
+			continue
+		}
+		found = append(found, v)
+		if harmless = harmless || v.violations == 0; harmless && len(found) >= limit {
+			break
 		}
 	}
-	return ""
+	return found, why
+}
+
+// waitsForVictims tells whether the pod has already made room somewhere and only has to wait
+// until the last victim is gone.
+func (c *Cluster) waitsForVictims(p *pod, refused *refusals) bool {
+	n := c.nomination(p.object)
+	if n == nil || !slices.Contains(refused.mendable, n) {
+		return false
+	}
+	for _, other := range n.pods {
+		if other.priority < p.priority && preempted(other.object) {
+			return true
+		}
+	}
+	return false
+}
+
+// preempted tells whether a pod is going away because of a preemption.
+func preempted(p *corev1.Pod) bool {
+	if p.DeletionTimestamp == nil {
+		return false
+	}
+	for i := range p.Status.Conditions {
+		if c := &p.Status.Conditions[i]; c.Type == corev1.DisruptionTarget {
+			return c.Status == corev1.ConditionTrue && c.Reason == corev1.PodReasonPreemptionByScheduler
+		}
+	}
+	return false
 }
 
 // victimsOn returns the fewest and least important pods whose removal lets the pod on to a
-// node, nil if none does: all of lower priority go, then as many as fit come back, those
+// node, or why none does: all of lower priority go, then as many as fit come back, those
 // whose removal would break a budget first, then by importance.
-func (c *Cluster) victimsOn(cand *candidate, n *node, budgets Budgets) *victims {
+func (c *Cluster) victimsOn(cand *candidate, n *node, budgets Budgets) (*victims, []*reason) {
 	var lower []*pod
 	for _, p := range n.pods {
-		if priority(p.object) < cand.priority {
+		if p.priority < cand.priority {
 			lower = append(lower, p)
 		}
 	}
 	if len(lower) == 0 {
-		return nil
+		return nil, []*reason{reasonNoVictims}
 	}
-	take := func(p *pod, sign int) {
-		if sign < 0 {
-			cand.affinity.change(c, cand.object, p, sign)
-			cand.spread.change(cand.object, p, sign)
-			n.add(p, sign)
-			return
+	gone := lower
+	defer func() { // put everything back
+		for _, p := range gone {
+			c.try(cand, p, 1)
 		}
-		n.add(p, sign)
-		cand.affinity.change(c, cand.object, p, sign)
-		cand.spread.change(cand.object, p, sign)
-	}
+	}()
 	for _, p := range lower {
-		take(p, -1)
+		c.try(cand, p, -1)
 	}
+	if why := c.fits(cand, n, nil); len(why) > 0 {
+		return nil, why
+	}
+	gone = nil
 	v := &victims{node: n}
-	if len(c.fits(cand, n, nil)) == 0 {
-		breaking, others := budgets.split(lower)
-		for i, group := range [][]*pod{breaking, others} {
-			slices.SortFunc(group, compareImportance)
-			for _, p := range group {
-				take(p, 1)
-				if len(c.fits(cand, n, nil)) == 0 {
-					continue
-				}
-				take(p, -1)
-				v.pods = append(v.pods, p)
-				if i == 0 {
-					v.violations++
-				}
+	breaking, others := budgets.split(lower)
+	for i, group := range [][]*pod{breaking, others} {
+		for _, p := range group {
+			if c.try(cand, p, 1); len(c.fits(cand, n, nil)) == 0 {
+				continue
+			}
+			c.try(cand, p, -1)
+			gone = append(gone, p)
+			if i == 0 {
+				v.violations++
 			}
 		}
-	} else {
-		v = nil
 	}
-	// Put everything back.
-	gone := lower
-	if v != nil {
-		gone = v.pods
+	if len(gone) == 0 {
+		return nil, []*reason{reasonNoVictims}
 	}
-	for _, p := range gone {
-		take(p, 1)
-	}
-	if v == nil || len(v.pods) == 0 {
-		return nil
-	}
+	v.pods = slices.Clone(gone)
 	slices.SortFunc(v.pods, compareImportance)
-	return v
+	return v, nil
 }
 
 // compareImportance orders more important pods first: higher priority, then longer running.
 func compareImportance(a, b *pod) int {
-	if x, y := priority(a.object), priority(b.object); x != y {
-		if x > y {
-			return -1
-		}
-		return 1
+	if a.priority != b.priority {
+		return cmp.Compare(b.priority, a.priority)
 	}
-	return started(a.object).Compare(started(b.object))
+	if x := started(a.object).Compare(started(b.object)); x != 0 {
+		return x
+	}
+	return strings.Compare(string(a.object.UID), string(b.object.UID))
 }
 
 func started(p *corev1.Pod) time.Time {
@@ -168,36 +181,20 @@ func started(p *corev1.Pod) time.Time {
 // compareVictims orders nodes: fewest broken budgets, then the lowest priority of the most
 // important victim, the lowest sum of priorities, the fewest victims, and the most recently started.
 func compareVictims(a, b *victims) int {
-	if a.violations != b.violations {
-		return a.violations - b.violations
-	}
-	if x, y := priority(a.pods[0].object), priority(b.pods[0].object); x != y {
-		return sign(int64(x) - int64(y))
-	}
-	if x, y := a.sum(), b.sum(); x != y {
-		return sign(x - y)
-	}
-	if len(a.pods) != len(b.pods) {
-		return len(a.pods) - len(b.pods)
-	}
-	return -a.earliest().Compare(b.earliest())
-}
-
-func sign(n int64) int {
-	switch {
-	case n < 0:
-		return -1
-	case n > 0:
-		return 1
-	}
-	return 0
+	return cmp.Or(
+		cmp.Compare(a.violations, b.violations),
+		cmp.Compare(a.pods[0].priority, b.pods[0].priority),
+		cmp.Compare(a.sum(), b.sum()),
+		cmp.Compare(len(a.pods), len(b.pods)),
+		-a.earliest().Compare(b.earliest()),
+	)
 }
 
 // sum adds priorities, shifted so that all are positive and more victims weigh more.
 func (v *victims) sum() int64 {
 	var sum int64
 	for _, p := range v.pods {
-		sum += int64(priority(p.object)) + math.MaxInt32 + 1
+		sum += int64(p.priority) + math.MaxInt32 + 1
 	}
 	return sum
 }
@@ -206,7 +203,7 @@ func (v *victims) sum() int64 {
 func (v *victims) earliest() time.Time {
 	first := started(v.pods[0].object)
 	for _, p := range v.pods {
-		if priority(p.object) == priority(v.pods[0].object) && started(p.object).Before(first) {
+		if p.priority == v.pods[0].priority && started(p.object).Before(first) {
 			first = started(p.object)
 		}
 	}
@@ -214,21 +211,20 @@ func (v *victims) earliest() time.Time {
 }
 
 // split separates the pods whose removal would break a budget, counting what each
-// budget still allows.
+// budget still allows. Both parts are in order of importance.
 func (b Budgets) split(pods []*pod) (breaking, others []*pod) {
+	pods = slices.SortedFunc(slices.Values(pods), compareImportance)
+	selectors := make([]labels.Selector, len(b))
 	allowed := make([]int32, len(b))
 	for i := range b {
 		allowed[i] = b[i].Status.DisruptionsAllowed
+		selectors[i] = parseSelector(b[i].Spec.Selector)
 	}
-	slices.SortFunc(pods, compareImportance)
 	for _, p := range pods {
 		breaks := false
 		for i, budget := range b {
-			if budget.Namespace != p.object.Namespace || len(p.object.Labels) == 0 {
-				continue
-			}
-			selector, err := metav1.LabelSelectorAsSelector(budget.Spec.Selector)
-			if err != nil || selector.Empty() || !selector.Matches(labels.Set(p.object.Labels)) {
+			if budget.Namespace != p.object.Namespace || len(p.object.Labels) == 0 || selectors[i].Empty() ||
+				!selectors[i].Matches(labels.Set(p.object.Labels)) {
 				continue
 			}
 			if _, disrupted := budget.Status.DisruptedPods[p.object.Name]; disrupted {

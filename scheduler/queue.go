@@ -9,33 +9,34 @@ import (
 )
 
 // queue holds the pods that have no node: those ready to be tried, the most important
-// first, those in back-off, and those that wait for a change that may help them. It
+// first; those in back-off; and those that wait for a change that may help them. It
 // belongs to one goroutine. Its size is that of the unscheduled pods in the store.
 type queue struct {
-	items  map[types.UID]*item
-	active activeHeap
-	timed  timedHeap
+	items map[types.UID]*item
+	// active are ready. While there are none, the first of backoff is tried before its time.
+	active, backoff, timed itemHeap
 }
 
 type place uint8
 
 const (
-	isActive  place = iota
-	isBackoff       // until due
-	isWaiting       // for a change in wakes, or until due
-	isTaken         // a pass or a binding is under way
+	isTaken   place = iota // a pass or a binding is under way
+	isActive               // ready
+	isBackoff              // a change may have helped it: until due, or until nothing else is to be done
+	isTimed                // after an error: until due
+	isWaiting              // for a change in wakes, or until due
 )
 
 type item struct {
-	pod      *corev1.Pod
-	priority int32
+	pod      *pod
 	added    time.Time
 	attempts int
 	place    place
 	wakes    change
 	due      time.Time // of back-off or, while waiting, of the pass that is made in any case
 	retry    time.Time // not before then
-	missed   change    // what happened while the item was taken
+	missed   change    // what happened while the item was taken or held
+	held     int       // preemptions under way in its favour; it waits for all of them
 	index    int       // in the heap that place names
 }
 
@@ -47,168 +48,227 @@ const (
 	mostWait     = 5 * time.Minute
 )
 
-func newQueue() *queue { return &queue{items: map[types.UID]*item{}} }
+func newQueue() *queue {
+	more := func(a, b *item) bool { // PrioritySort
+		if a.pod.priority != b.pod.priority {
+			return a.pod.priority > b.pod.priority
+		}
+		return a.added.Before(b.added)
+	}
+	sooner := func(a, b *item) bool { return a.due.Before(b.due) }
+	return &queue{items: map[types.UID]*item{}, active: itemHeap{less: more}, timed: itemHeap{less: sooner},
+		backoff: itemHeap{less: func(a, b *item) bool {
+			if !a.due.Equal(b.due) {
+				return a.due.Before(b.due)
+			}
+			return more(a, b)
+		}}}
+}
 
 // put adds a pod or takes note of a newer version. A change to what scheduling looks at
 // is a chance for a waiting pod.
 func (q *queue) put(pod *corev1.Pod, now time.Time) {
 	it := q.items[pod.UID]
 	if it == nil {
-		it = &item{pod: pod, priority: priority(pod), added: now, place: isActive}
+		it = &item{pod: newPod(pod), added: now}
 		q.items[pod.UID] = it
-		heap.Push(&q.active, it)
+		q.enter(it, isActive)
 		return
 	}
-	changed := !sameForScheduling(it.pod, pod)
-	it.pod = pod
-	if changed {
-		q.wakeOne(it, podItself, now)
+	if sameForScheduling(it.pod.object, pod) {
+		it.pod.object = pod
+		return
 	}
+	place := it.place
+	q.leave(it)
+	it.pod = newPod(pod)
+	q.enter(it, place)
+	q.wakeOne(it, podItself, now)
 }
 
 // remove forgets a pod.
 func (q *queue) remove(uid types.UID) {
-	it := q.items[uid]
-	if it == nil {
-		return
+	if it := q.items[uid]; it != nil {
+		q.leave(it)
+		delete(q.items, uid)
 	}
-	q.leave(it)
-	delete(q.items, uid)
 }
 
-// leave takes an item out of its heap.
-func (q *queue) leave(it *item) {
-	switch it.place {
+func (q *queue) heap(p place) *itemHeap {
+	switch p {
 	case isActive:
-		heap.Remove(&q.active, it.index)
-	case isBackoff, isWaiting:
-		heap.Remove(&q.timed, it.index)
+		return &q.active
+	case isBackoff:
+		return &q.backoff
+	case isTimed, isWaiting:
+		return &q.timed
+	}
+	return nil
+}
+
+// enter puts an item that is taken into its place.
+func (q *queue) enter(it *item, p place) {
+	it.place = p
+	if h := q.heap(p); h != nil {
+		heap.Push(h, it)
+	}
+}
+
+// leave takes an item out of its place.
+func (q *queue) leave(it *item) {
+	if h := q.heap(it.place); h != nil {
+		heap.Remove(h, it.index)
 	}
 	it.place = isTaken
 }
 
 // take returns the most important pod that is ready, nil for none. It stays known until
-// remove, or until fail puts it back.
+// remove, or until fail or retry puts it back.
 func (q *queue) take(now time.Time) *item {
-	q.fire(now)
-	if len(q.active) == 0 {
+	for q.timed.Len() > 0 && !q.timed.items[0].due.After(now) {
+		it := q.timed.items[0]
+		q.leave(it)
+		q.enter(it, isActive)
+	}
+	for q.backoff.Len() > 0 && !q.backoff.items[0].due.After(now) {
+		it := q.backoff.items[0]
+		q.leave(it)
+		q.enter(it, isActive)
+	}
+	from := &q.active
+	if from.Len() == 0 {
+		from = &q.backoff
+	}
+	if from.Len() == 0 {
 		return nil
 	}
-	it := heap.Pop(&q.active).(*item)
-	it.place, it.missed = isTaken, 0
+	it := from.items[0]
+	q.leave(it)
+	it.missed = 0
 	it.attempts++
 	return it
 }
 
-// fail puts a taken item back: it waits for one of the changes, at least for its back-off.
+func (q *queue) isTaken(it *item) bool {
+	return q.items[it.pod.object.UID] == it && it.place == isTaken
+}
+
+// fail puts a taken item back after it was refused: it waits for one of the changes.
 func (q *queue) fail(it *item, wakes change, now time.Time) {
-	if q.items[it.pod.UID] != it || it.place != isTaken {
+	if !q.isTaken(it) {
 		return
 	}
+	it.setRetry(now)
+	it.wakes, it.due = wakes|podItself, now.Add(mostWait)
+	q.enter(it, isWaiting)
+	q.resume(it, now)
+}
+
+// retry puts a taken item back after an error: it is tried again after its back-off.
+func (q *queue) retry(it *item, now time.Time) {
+	if q.isTaken(it) {
+		it.setRetry(now)
+		it.due = it.retry
+		q.enter(it, isTimed)
+	}
+}
+
+func (it *item) setRetry(now time.Time) {
 	delay := firstBackoff
 	for i := 1; i < it.attempts && delay < mostBackoff; i++ {
 		delay *= 2
 	}
 	it.retry = now.Add(min(delay, mostBackoff))
-	it.wakes = wakes
-	it.place, it.due = isWaiting, now.Add(mostWait)
-	if it.missed&wakes != 0 {
-		it.place, it.due = isBackoff, it.retry
-	}
-	heap.Push(&q.timed, it)
 }
 
-// wake gives every pod that waits for one of these changes another try. It costs one
-// test for each waiting pod.
-func (q *queue) wake(what change, now time.Time) {
+// resume takes account of what happened while an item was taken or held.
+func (q *queue) resume(it *item, now time.Time) {
+	if it.missed&it.wakes != 0 {
+		q.wakeOne(it, it.missed, now)
+	}
+}
+
+// release ends one of the preemptions that an item waits for.
+func (q *queue) release(it *item, now time.Time) {
+	if it.held--; it.held == 0 && q.items[it.pod.object.UID] == it {
+		q.resume(it, now)
+	}
+}
+
+// wake gives every pod that waits for one of these changes, and that test (if not nil) says it may help, another try. It
+// costs one look at each waiting pod.
+func (q *queue) wake(what change, now time.Time, test func(it *item, what change) bool) {
 	if what == 0 {
 		return
 	}
 	for _, it := range q.items {
-		if it.place == isTaken || (it.place == isWaiting && it.wakes&what != 0) {
-			q.wakeOne(it, what, now)
+		hit := what
+		switch it.place {
+		case isTaken: // what it will wait for is not known yet
+		case isWaiting:
+			hit &= it.wakes
+		default:
+			continue
+		}
+		if hit != 0 && (test == nil || test(it, hit)) {
+			q.wakeOne(it, hit, now)
 		}
 	}
 }
 
 func (q *queue) wakeOne(it *item, what change, now time.Time) {
-	switch it.place {
-	case isTaken:
+	switch {
+	case it.place == isTaken, it.place == isWaiting && it.held > 0:
 		it.missed |= what
-	case isWaiting:
+	case it.place == isWaiting:
 		q.leave(it)
+		it.due = it.retry
 		if it.retry.After(now) {
-			it.place, it.due = isBackoff, it.retry
-			heap.Push(&q.timed, it)
-			return
+			q.enter(it, isBackoff)
+		} else {
+			q.enter(it, isActive)
 		}
-		it.place = isActive
-		heap.Push(&q.active, it)
 	}
 }
 
-// fire makes items ready whose time has come.
-func (q *queue) fire(now time.Time) {
-	for len(q.timed) > 0 && !q.timed[0].due.After(now) {
-		it := heap.Pop(&q.timed).(*item)
-		it.place = isActive
-		heap.Push(&q.active, it)
-	}
-}
-
-// next is when fire has something to do.
+// next is when take will have something to do that it has not now.
 func (q *queue) next() (time.Time, bool) {
-	if len(q.timed) == 0 {
+	if q.timed.Len() == 0 {
 		return time.Time{}, false
 	}
-	return q.timed[0].due, true
+	return q.timed.items[0].due, true
 }
 
-type activeHeap []*item
+// itemHeap is a heap of items that know their index.
+type itemHeap struct {
+	items []*item
+	less  func(a, b *item) bool
+}
 
 // Len, Less, Swap, Push and Pop make heap.Interface.
-func (h activeHeap) Len() int { return len(h) }
+func (h *itemHeap) Len() int { return len(h.items) }
 
-// Less puts higher priority first, then longer waiting (PrioritySort).
-func (h activeHeap) Less(i, j int) bool {
-	if h[i].priority != h[j].priority {
-		return h[i].priority > h[j].priority
-	}
-	return h[i].added.Before(h[j].added)
-}
+// Less compares two items by the heap's own order.
+func (h *itemHeap) Less(i, j int) bool { return h.less(h.items[i], h.items[j]) }
 
 // Swap exchanges two items.
-func (h activeHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
+func (h *itemHeap) Swap(i, j int) {
+	h.items[i], h.items[j] = h.items[j], h.items[i]
+	h.items[i].index, h.items[j].index = i, j
+}
 
 // Push adds an item at the end.
-func (h *activeHeap) Push(x any) {
+func (h *itemHeap) Push(x any) {
 	it := x.(*item)
-	it.index = len(*h)
-	*h = append(*h, it)
+	it.index = len(h.items)
+	h.items = append(h.items, it)
 }
 
 // Pop removes the last item.
-func (h *activeHeap) Pop() any {
-	old := *h
-	it := old[len(old)-1]
-	old[len(old)-1] = nil
-	*h = old[:len(old)-1]
+func (h *itemHeap) Pop() any {
+	last := len(h.items) - 1
+	it := h.items[last]
+	h.items[last] = nil
+	h.items = h.items[:last]
 	return it
 }
-
-type timedHeap []*item
-
-// Len, Less, Swap, Push and Pop make heap.Interface.
-func (h timedHeap) Len() int { return len(h) }
-
-// Less puts what is due first first.
-func (h timedHeap) Less(i, j int) bool { return h[i].due.Before(h[j].due) }
-
-// Swap exchanges two items.
-func (h timedHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i]; h[i].index, h[j].index = i, j }
-
-// Push adds an item at the end.
-func (h *timedHeap) Push(x any) { (*activeHeap)(h).Push(x) }
-
-// Pop removes the last item.
-func (h *timedHeap) Pop() any { return (*activeHeap)(h).Pop() }

@@ -5,92 +5,173 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
 // Weights of the scores in upstream's default profile. Each score is from 0 to 100.
 const (
-	weightTaints    = 3
-	weightAffinity  = 2
-	weightSpread    = 2
-	weightPods      = 2
-	weightFit       = 1
-	weightBalance   = 1
-	weightImages    = 1
-	weightOwners    = 2 // default spreading of a controller's pods
-	maxScore        = 100
-	zoneLabel       = corev1.LabelTopologyZone
+	weightTaints   = 3
+	weightAffinity = 2
+	weightSpread   = 2
+	weightPods     = 2
+	weightFit      = 1
+	weightBalance  = 1
+	weightImages   = 1
+	maxScore       = 100
+
 	imageThreshold  = 23 << 20   // of ImageLocality: below counts nothing
-	imageThreshold1 = 1000 << 20 // times containers: above counts all
+	imageThreshold1 = 1000 << 20 // times images: above counts all
 )
 
-// best returns the node with the highest score; among equals the first in the order of
-// this pass, which moves on with every pod.
+// Siblings are the pods that the same services and the same controller select: a pod without
+// constraints of its own is spread from them over nodes and zones (PodTopologySpread's system defaults).
+type Siblings struct{ peers peers }
+
+// NewSiblings returns the pods of a namespace that a selector matches, nil if it is empty.
+func NewSiblings(namespace string, selector labels.Selector) *Siblings {
+	if selector.Empty() {
+		return nil
+	}
+	return &Siblings{newPeers(newNamespaceSet([]string{namespace}, nil), selector, true)}
+}
+
+// The system defaults: maxSkew for nodes and zones.
+const (
+	hostSkew = 3
+	zoneSkew = 5
+)
+
+// best returns the node with the highest score; among equals the one that was chosen longest ago, and then
+// the first in the order of this pass.
 func (c *Cluster) best(cand *candidate, nodes []*node) *node {
 	if len(nodes) == 1 {
 		return nodes[0]
 	}
-	scores := make([]float64, len(nodes))
-	for i, n := range nodes {
-		scores[i] = weightFit*cand.leastAllocated(n) + weightBalance*cand.balanced(n) + weightImages*c.imageLocality(cand, n)
-	}
-	c.addTaints(cand, nodes, scores)
-	c.addNodeAffinity(cand, nodes, scores)
-	c.addOwners(cand, nodes, scores)
-	c.addSpread(cand, nodes, scores)
-	c.addPodAffinity(cand, nodes, scores)
+	scores := c.scores(cand, nodes)
 	best := 0
 	for i := range scores {
-		if scores[i] > scores[best] {
+		if scores[i] > scores[best] || (scores[i] == scores[best] && nodes[i].chosen < nodes[best].chosen) {
 			best = i
 		}
 	}
 	return nodes[best]
 }
 
-// leastAllocated prefers nodes with much left (NodeResourcesFit, LeastAllocated).
-func (cand *candidate) leastAllocated(n *node) float64 {
-	return (free(n.allocatable.cpu, n.scoredCPU+cand.cpu) + free(n.allocatable.memory, n.scoredMemory+cand.memory)) / 2
-}
-
-func free(capacity, asked int64) float64 {
-	if capacity == 0 || asked > capacity {
-		return 0
+// scores returns the score of each node, valid until the next pass.
+func (c *Cluster) scores(cand *candidate, nodes []*node) []int64 {
+	if cap(c.scratch.scores) < len(nodes) {
+		c.scratch.scores, c.scratch.raw = make([]int64, len(nodes)), make([]int64, len(nodes))
 	}
-	return float64((capacity - asked) * maxScore / capacity)
-}
-
-// balanced prefers nodes whose resources are used evenly (NodeResourcesBalancedAllocation).
-func (cand *candidate) balanced(n *node) float64 {
-	cpu := fraction(n.used.cpu+cand.asks.cpu, n.allocatable.cpu)
-	memory := fraction(n.used.memory+cand.asks.memory, n.allocatable.memory)
-	return (1 - math.Abs(cpu-memory)/2) * maxScore
-}
-
-func fraction(asked, capacity int64) float64 {
-	if capacity == 0 {
-		return 1
-	}
-	return min(float64(asked)/float64(capacity), 1)
-}
-
-// imageLocality prefers nodes that have large images of the pod already, weighted by how
-// many nodes have them, so that not all pods go to one node.
-func (c *Cluster) imageLocality(cand *candidate, n *node) float64 {
-	if len(n.images) == 0 {
-		return 0
-	}
-	var sum float64
-	containers := cand.object.Spec.Containers
-	for i := range containers {
-		name := normalised(containers[i].Image)
-		if _, has := n.images[name]; has {
-			s := c.images[name]
-			sum += float64(s.size) * float64(s.nodes) / float64(len(c.order))
+	scores := c.scratch.scores[:len(nodes)]
+	balance := cand.asks.cpu != 0 || cand.asks.memory != 0 // not for those that ask for nothing
+	for i, n := range nodes {
+		scores[i] = weightFit * cand.leastAllocated(n)
+		if balance {
+			scores[i] += weightBalance * cand.balanced(n)
 		}
 	}
-	low, high := float64(imageThreshold), float64(imageThreshold1)*float64(len(containers))
-	return maxScore * (min(max(sum, low), high) - low) / (high - low)
+	c.addImages(cand, nodes, scores)
+	c.addTaints(cand, nodes, scores)
+	c.addNodeAffinity(cand, nodes, scores)
+	if len(cand.pod.spread) > 0 {
+		c.addSpread(cand, nodes, scores)
+	} else {
+		c.addSiblings(cand, nodes, scores)
+	}
+	c.addPodAffinity(cand, nodes, scores)
+	return scores
+}
+
+// raw returns room for unscaled scores, all zero.
+func (c *Cluster) raw(nodes []*node) []int64 {
+	raw := c.scratch.raw[:len(nodes)]
+	clear(raw)
+	return raw
+}
+
+// leastAllocated prefers nodes with much left (NodeResourcesFit, LeastAllocated).
+func (cand *candidate) leastAllocated(n *node) int64 {
+	var sum, of int64
+	if have := n.allocatable.cpu; have != 0 {
+		sum, of = free(have, n.scoredCPU+cand.cpu), 1
+	}
+	if have := n.allocatable.memory; have != 0 {
+		sum, of = sum+free(have, n.scoredMemory+cand.memory), of+1
+	}
+	if of == 0 {
+		return 0
+	}
+	return sum / of
+}
+
+func free(capacity, asked int64) int64 {
+	if asked > capacity {
+		return 0
+	}
+	return (capacity - asked) * maxScore / capacity
+}
+
+// balanced prefers nodes whose CPU and memory the pod makes to be used more evenly
+// (NodeResourcesBalancedAllocation).
+func (cand *candidate) balanced(n *node) int64 {
+	have, used := &n.allocatable, &n.used
+	with := evenness(used.cpu+cand.asks.cpu, have.cpu, used.memory+cand.asks.memory, have.memory)
+	without := evenness(used.cpu, have.cpu, used.memory, have.memory)
+	return maxScore/2 + (maxScore/2+with-without)/2
+}
+
+func evenness(cpu, ofCPU, memory, ofMemory int64) int64 {
+	if ofCPU == 0 || ofMemory == 0 {
+		return maxScore
+	}
+	a, b := min(float64(cpu)/float64(ofCPU), 1), min(float64(memory)/float64(ofMemory), 1)
+	return int64((1 - math.Abs((a-b)/2)) * maxScore)
+}
+
+// addImages prefers nodes that have large images of the pod already, weighted by how
+// many nodes have them, so that not all pods go to one node (ImageLocality).
+func (c *Cluster) addImages(cand *candidate, nodes []*node, scores []int64) {
+	if len(c.images) == 0 {
+		return
+	}
+	wanted, count := c.imagesOf(cand.object)
+	if len(wanted) == 0 {
+		return
+	}
+	high := imageThreshold1 * int64(count)
+	for i, n := range nodes {
+		var sum int64
+		for _, name := range wanted {
+			if _, has := n.images[name]; has {
+				s := c.images[name]
+				sum += int64(float64(s.size) * (float64(s.nodes) / float64(len(c.order))))
+			}
+		}
+		scores[i] += weightImages * maxScore * (min(max(sum, imageThreshold), high) - imageThreshold) / (high - imageThreshold)
+	}
+}
+
+// imagesOf returns those images of a pod (containers, init containers, image volumes) that some node has, and how many it has in all.
+func (c *Cluster) imagesOf(p *corev1.Pod) (known []string, count int) {
+	look := func(image string) {
+		count++
+		if name := normalised(image); c.images[name] != nil {
+			known = append(known, name)
+		}
+	}
+	for i := range p.Spec.InitContainers {
+		look(p.Spec.InitContainers[i].Image)
+	}
+	for i := range p.Spec.Containers {
+		look(p.Spec.Containers[i].Image)
+	}
+	for i := range p.Spec.Volumes {
+		if v := p.Spec.Volumes[i].Image; v != nil {
+			look(v.Reference)
+		}
+	}
+	return known, count
 }
 
 // normalised adds ":latest" to an image without tag or digest, as node statuses name it.
@@ -103,8 +184,8 @@ func normalised(image string) string {
 
 // addScaled adds raw values scaled so that the largest gives a full score; reverse
 // makes the smallest the best.
-func addScaled(scores, raw []float64, weight float64, reverse bool) {
-	most := 0.0
+func addScaled(scores, raw []int64, weight int64, reverse bool) {
+	var most int64
 	for _, v := range raw {
 		most = max(most, v)
 	}
@@ -120,14 +201,17 @@ func addScaled(scores, raw []float64, weight float64, reverse bool) {
 	}
 }
 
-func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []float64) {
-	var raw []float64
+func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []int64) {
+	var raw []int64
 	for i, n := range nodes {
+		if !n.discouraged {
+			continue
+		}
 		for j := range n.object.Spec.Taints {
 			t := &n.object.Spec.Taints[j]
 			if t.Effect == corev1.TaintEffectPreferNoSchedule && !tolerates(cand.object.Spec.Tolerations, t) {
 				if raw == nil {
-					raw = make([]float64, len(nodes))
+					raw = c.raw(nodes)
 				}
 				raw[i]++
 			}
@@ -136,7 +220,7 @@ func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []float64) {
 	addScaled(scores, raw, weightTaints, true)
 }
 
-func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []float64) {
+func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []int64) {
 	a := cand.object.Spec.Affinity
 	if a == nil || a.NodeAffinity == nil || len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) == 0 {
 		return
@@ -145,119 +229,183 @@ func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []float
 	if err != nil {
 		return // validation has refused it
 	}
-	raw := make([]float64, len(nodes))
+	raw := c.raw(nodes)
 	for i, n := range nodes {
-		raw[i] = float64(terms.Score(n.object))
+		raw[i] = terms.Score(n.object)
 	}
 	addScaled(scores, raw, weightAffinity, false)
 }
 
-// addOwners spreads the pods of one controller over nodes and zones, as upstream's
-// default constraints do (PodTopologySpread's system defaults). Pods with constraints of their own
-// are left to those.
-func (c *Cluster) addOwners(cand *candidate, nodes []*node, scores []float64) {
-	if cand.owner == "" || len(cand.object.Spec.TopologySpreadConstraints) > 0 {
+// topologyWeight makes domains of a label that has many values count more, so that rules on hosts and zones weigh alike.
+func topologyWeight(values int) float64 { return math.Log(float64(values + 2)) }
+
+// addSiblings spreads the pods of one service or controller over nodes and zones. A node without a zone is spread
+// over by itself.
+func (c *Cluster) addSiblings(cand *candidate, nodes []*node, scores []int64) {
+	if cand.siblings == nil {
 		return
 	}
-	zones := map[string]int{}
-	for _, n := range c.order {
-		if zone := n.labels[zoneLabel]; zone != "" {
-			if count := n.owners[cand.owner]; count > 0 {
-				zones[zone] += count
+	tally := c.tally(&cand.siblings.peers)
+	hosts := topologyWeight(len(nodes))
+	zones, zoneCount := c.siblingZones(cand.pod, nodes, tally)
+	inZone := topologyWeight(zoneCount)
+	raw := c.raw(nodes)
+	for i, n := range nodes {
+		var score float64
+		if _, named := n.labels[corev1.LabelHostname]; named {
+			score = float64(tally.counts[n.slot])*hosts + (hostSkew - 1)
+		}
+		if zones != nil {
+			if count, in := zones.at(n); in {
+				score += float64(count)*inZone + (zoneSkew - 1)
 			}
 		}
+		raw[i] = int64(math.Round(score))
 	}
-	raw := make([]float64, len(nodes))
-	for i, n := range nodes {
-		raw[i] = float64(n.owners[cand.owner]) + float64(zones[n.labels[zoneLabel]])
-	}
-	addScaled(scores, raw, weightOwners, true)
+	addSpreading(scores, raw, nil)
 }
 
-// addSpread scores the soft constraints (whenUnsatisfiable: ScheduleAnyway).
-func (c *Cluster) addSpread(cand *candidate, nodes []*node, scores []float64) {
-	s := c.spreadFor(cand.pod, corev1.ScheduleAnyway)
+// siblingZones counts siblings by zone, and the zones that the nodes are in; nil if no node is in any.
+func (c *Cluster) siblingZones(p *pod, nodes []*node, tally *tally) (*domains, int) {
+	top := c.topology(corev1.LabelTopologyZone)
+	if len(top.ids) == 0 {
+		return nil, 1
+	}
+	d := newDomains(top)
+	found := map[int32]bool{}
+	for _, n := range nodes {
+		found[top.of[n.slot]] = true // those without a zone count as one
+	}
+	for _, n := range c.order {
+		if id := top.of[n.slot]; id >= 0 && tally.counts[n.slot] != 0 && p.matches(n) {
+			d.count[id] += tally.counts[n.slot]
+		}
+	}
+	return &d, len(found)
+}
+
+// addSpread scores the soft constraints (whenUnsatisfiable: ScheduleAnyway). Nodes that lack a label which
+// one of them names get nothing.
+func (c *Cluster) addSpread(cand *candidate, nodes []*node, scores []int64) {
+	s := c.spreadFor(cand.pod, false)
 	if s == nil {
 		return
 	}
-	raw := make([]float64, len(nodes))
+	complete := make([]bool, len(nodes))
+	count := 0
+	for i, n := range nodes {
+		if complete[i] = s.hasAllKeys(n); complete[i] {
+			count++
+		}
+	}
+	sums := make([]float64, len(nodes))
 	for j := range s.rules {
-		r := &s.rules[j]
-		// Many domains count each pod more, so that constraints on hosts and zones weigh alike.
-		weight := math.Log(float64(len(r.counts) + 2))
+		s.rules[j].score(nodes, complete, count, sums)
+	}
+	raw := c.raw(nodes)
+	for i := range sums {
+		raw[i] = int64(math.Round(sums[i]))
+	}
+	addSpreading(scores, raw, complete)
+}
+
+// score adds what one rule says. Counts on hosts are those of the node itself, whether or not
+// it is eligible.
+func (r *spreadRule) score(nodes []*node, complete []bool, count int, sums []float64) {
+	host := r.key == corev1.LabelHostname
+	if !host {
+		found := map[int32]bool{}
 		for i, n := range nodes {
-			if value, ok := n.labels[r.constraint.TopologyKey]; ok {
-				raw[i] += float64(r.counts[value])*weight + float64(r.constraint.MaxSkew-1)
+			if complete[i] {
+				found[r.of[n.slot]] = true
 			}
 		}
+		count = len(found)
 	}
-	least, most := math.Inf(1), 0.0
+	weight := topologyWeight(count)
 	for i, n := range nodes {
-		if s.hasAllKeys(n) {
-			least, most = min(least, raw[i]), max(most, raw[i])
+		if !complete[i] {
+			continue
+		}
+		var pods int32
+		switch {
+		case !host:
+			domain, _ := r.at(n)
+			pods = max(domain, 0)
+		case r.tally != nil:
+			pods = r.tally.counts[n.slot]
+		}
+		sums[i] += float64(pods)*weight + float64(r.maxSkew-1)
+	}
+}
+
+// addSpreading turns sums of pods into scores: few are better. complete, if not nil, says which nodes are scored.
+func addSpreading(scores, raw []int64, complete []bool) {
+	least, most := int64(math.MaxInt64), int64(0)
+	for i, v := range raw {
+		if complete == nil || complete[i] {
+			least, most = min(least, v), max(most, v)
 		}
 	}
-	for i, n := range nodes {
+	for i, v := range raw {
 		switch {
-		case !s.hasAllKeys(n):
+		case complete != nil && !complete[i]:
 		case most == 0:
 			scores[i] += weightSpread * maxScore
 		default:
-			scores[i] += weightSpread * maxScore * (most + least - raw[i]) / most
+			scores[i] += weightSpread * (maxScore * (most + least - v) / most)
 		}
 	}
 }
 
 // addPodAffinity scores the preferred rules between pods, those of the pod and those of others
 // about it (InterPodAffinity).
-func (c *Cluster) addPodAffinity(cand *candidate, nodes []*node, scores []float64) {
-	prefersWith, prefersNo := cand.require.prefersWith, cand.require.prefersNo
-	if len(prefersWith)+len(prefersNo)+len(c.attracted) == 0 {
+func (c *Cluster) addPodAffinity(cand *candidate, nodes []*node, scores []int64) {
+	if len(cand.require.prefersWith)+len(cand.require.prefersNo)+len(c.likes) == 0 {
 		return
 	}
-	weights := map[domain]float64{}
-	own := func(terms []affinityTerm, sign float64) {
+	var sums []domains
+	of := func(key string) *domains {
+		for i := range sums {
+			if sums[i].key == key {
+				return &sums[i]
+			}
+		}
+		sums = append(sums, newDomains(c.topology(key)))
+		return &sums[len(sums)-1]
+	}
+	for _, terms := range [][]affinityTerm{cand.require.prefersWith, cand.require.prefersNo} {
 		for i := range terms {
 			t := &terms[i]
-			for value, count := range countDomains(c.tally(t.spaces, t.selector, false), t.topology).byValue {
-				weights[domain{t.topology, value}] += sign * float64(t.weight) * float64(count)
+			d := of(t.topology)
+			for id, count := range c.sum(c.tally(&t.peers), t.topology).count {
+				d.count[id] += int32(t.weight) * count
 			}
 		}
 	}
-	own(prefersWith, 1)
-	own(prefersNo, -1)
-	for _, other := range c.attracted {
-		if other.node.object == nil {
-			continue
-		}
-		theirs := func(terms []affinityTerm, sign float64, fixed int64) {
-			for i := range terms {
-				t := &terms[i]
-				if value, ok := other.node.labels[t.topology]; ok && t.matches(c, cand.object) {
-					weights[domain{t.topology, value}] += sign * float64(t.weight+fixed)
-				}
+	for _, g := range c.likes {
+		if g.term.matches(c, cand.pod) {
+			d := of(g.term.topology)
+			for n, count := range g.nodes {
+				d.change(n, int32(g.term.weight)*int32(count))
 			}
 		}
-		theirs(other.require.with, 1, hardAffinityWeight)
-		theirs(other.require.prefersWith, 1, 0)
-		theirs(other.require.prefersNo, -1, 0)
 	}
-	if len(weights) == 0 {
+	if len(sums) == 0 {
 		return
 	}
-	raw := make([]float64, len(nodes))
-	least, most := math.Inf(1), math.Inf(-1)
+	raw := c.raw(nodes)
+	least, most := int64(math.MaxInt64), int64(math.MinInt64)
 	for i, n := range nodes {
-		for d, w := range weights {
-			if value, ok := n.labels[d.key]; ok && value == d.value {
-				raw[i] += w
-			}
+		for j := range sums {
+			count, _ := sums[j].at(n)
+			raw[i] += int64(count)
 		}
 		least, most = min(least, raw[i]), max(most, raw[i])
 	}
 	if most > least {
 		for i := range raw {
-			scores[i] += weightPods * maxScore * (raw[i] - least) / (most - least)
+			scores[i] += weightPods * int64(maxScore*(float64(raw[i]-least)/float64(most-least)))
 		}
 	}
 }

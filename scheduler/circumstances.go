@@ -1,0 +1,128 @@
+package scheduler
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
+)
+
+// circumstances looks up what a pod names.
+func (s *Scheduler) circumstances(snap store.Snapshot, pod *corev1.Pod) Circumstances {
+	var about Circumstances
+	for i := range pod.Spec.Volumes {
+		v := &pod.Spec.Volumes[i]
+		if name := claimOf(pod, v); name != "" {
+			if about.Problem = about.claim(snap, pod, name, v.Ephemeral != nil); about.Problem != "" {
+				return about
+			}
+		}
+	}
+	if len(pod.Spec.TopologySpreadConstraints) == 0 {
+		about.Siblings = s.siblingsOf(snap, pod)
+	}
+	return about
+}
+
+// claim takes a claim of the pod into account, and returns why the pod cannot be scheduled yet.
+func (about *Circumstances) claim(snap store.Snapshot, pod *corev1.Pod, name string, ephemeral bool) string {
+	claim, ok := client.PersistentVolumeClaims.Get(snap, pod.Namespace, name)
+	switch {
+	case !ok && ephemeral:
+		return fmt.Sprintf("waiting for ephemeral volume controller to create the persistentvolumeclaim %q", name)
+	case !ok:
+		return fmt.Sprintf("persistentvolumeclaim %q not found", name)
+	case claim.Status.Phase == corev1.ClaimLost:
+		return fmt.Sprintf("persistentvolumeclaim %q bound to non-existent persistentvolume %q", name, claim.Spec.VolumeName)
+	case claim.DeletionTimestamp != nil:
+		return fmt.Sprintf("persistentvolumeclaim %q is being deleted", name)
+	case ephemeral && !metav1.IsControlledBy(claim, pod):
+		return fmt.Sprintf("PVC %s/%s was not created for pod %s/%s (pod is not owner)", claim.Namespace, name, pod.Namespace, pod.Name)
+	case claim.Spec.VolumeName == "":
+		return "pod has unbound immediate PersistentVolumeClaims"
+	}
+	if slices.Contains(claim.Spec.AccessModes, corev1.ReadWriteOncePod) {
+		about.Exclusive = append(about.Exclusive, claim.Namespace+"/"+name)
+	}
+	volume, ok := client.PersistentVolumes.Get(snap, "", claim.Spec.VolumeName)
+	if !ok {
+		about.MissingVolume = true
+	} else if a := volume.Spec.NodeAffinity; a != nil && a.Required != nil {
+		about.Volumes = append(about.Volumes, a)
+	}
+	return ""
+}
+
+// maxSiblings bounds how many parsed selectors are kept.
+const maxSiblings = 1000
+
+// siblingsOf are the pods that the services and the controller of a pod select.
+func (s *Scheduler) siblingsOf(snap store.Snapshot, pod *corev1.Pod) *Siblings {
+	key := pod.Namespace
+	var services []*corev1.Service
+	if len(pod.Labels) > 0 {
+		for service := range client.Services.List(snap, pod.Namespace) {
+			if len(service.Spec.Selector) > 0 && labels.Set(service.Spec.Selector).AsSelectorPreValidated().Matches(labels.Set(pod.Labels)) {
+				services = append(services, service)
+				key += "|" + string(service.UID) + "@" + service.ResourceVersion
+			}
+		}
+	}
+	controller, version := controllerOf(snap, pod)
+	if len(services) == 0 && controller == nil {
+		return nil
+	}
+	key += "|" + version
+	if known, ok := s.siblings[key]; ok {
+		return known
+	}
+	if len(s.siblings) >= maxSiblings {
+		clear(s.siblings)
+	}
+	together := labels.Set{}
+	for _, service := range services {
+		maps.Copy(together, service.Spec.Selector)
+	}
+	selector := together.AsSelector()
+	if controller != nil {
+		if requirements, ok := controller().Requirements(); ok {
+			selector = selector.Add(requirements...)
+		}
+	}
+	siblings := NewSiblings(pod.Namespace, selector)
+	s.siblings[key] = siblings
+	return siblings
+}
+
+// controllerOf returns the selector of the pod's controller, if it is of a kind that replicates
+// pods, and what identifies this version of it.
+func controllerOf(snap store.Snapshot, pod *corev1.Pod) (selector func() labels.Selector, version string) {
+	ref := metav1.GetControllerOfNoCopy(pod)
+	if ref == nil {
+		return nil, ""
+	}
+	switch ref.APIVersion + "/" + ref.Kind {
+	case "v1/ReplicationController":
+		if rc, ok := client.ReplicationControllers.Get(snap, pod.Namespace, ref.Name); ok {
+			return func() labels.Selector { return labels.Set(rc.Spec.Selector).AsSelector() }, string(rc.UID) + "@" + rc.ResourceVersion
+		}
+	case "apps/v1/ReplicaSet":
+		if rs, ok := client.ReplicaSets.Get(snap, pod.Namespace, ref.Name); ok {
+			return func() labels.Selector { return parseSelector(rs.Spec.Selector) }, selectorVersion(&rs.ObjectMeta)
+		}
+	case "apps/v1/StatefulSet":
+		if set, ok := client.StatefulSets.Get(snap, pod.Namespace, ref.Name); ok {
+			return func() labels.Selector { return parseSelector(set.Spec.Selector) }, selectorVersion(&set.ObjectMeta)
+		}
+	}
+	return nil, ""
+}
+
+// selectorVersion identifies the selector of a controller, which cannot be changed.
+func selectorVersion(m *metav1.ObjectMeta) string { return string(m.UID) }
