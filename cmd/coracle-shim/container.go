@@ -35,6 +35,9 @@ type container struct {
 	cgroup  string
 	// ownPID: the kernel ends all its processes with the first one.
 	ownPID bool
+	// begun is closed when it runs, or does not because of err.
+	begun chan struct{}
+	err   error
 	// cleaned is closed when nothing of it is left but the record.
 	cleaned chan struct{}
 }
@@ -47,29 +50,32 @@ func startError(err error) error {
 	return &protocol.Error{Kind: protocol.ErrStart, Message: err.Error()}
 }
 
-// start brings a container up to the execution of its program.
-func (s *server) start(r protocol.Start) (*container, error) {
-	c := &container{req: r, cleaned: make(chan struct{}), state: protocol.State{ID: r.ID, ShimPID: os.Getpid(), BootID: s.bootID}}
+// start brings a container up to the execution of its program. Who finds that it was asked for before (by a coracle that
+// died meanwhile) waits for what becomes of that, and is told that it is not the first.
+func (s *server) start(r protocol.Start) (c *container, first bool, err error) {
+	c = &container{req: r, begun: make(chan struct{}), cleaned: make(chan struct{})}
+	c.state = protocol.State{ID: r.ID, ShimPID: os.Getpid(), BootID: s.bootID}
 	s.mu.Lock()
-	_, taken := s.containers[r.ID]
-	if !taken && !s.closing {
+	before, closing := s.containers[r.ID], s.closing
+	if before == nil && !closing {
 		s.containers[r.ID] = c
 	}
-	closing := s.closing
 	s.mu.Unlock()
-	if taken {
-		return nil, fmt.Errorf("container %s was started before", r.ID)
-	}
 	if closing {
-		return nil, errors.New("the shim is shutting down")
+		return nil, false, errors.New("the shim is shutting down")
 	}
-	if err := s.run(c); err != nil {
+	if before != nil {
+		<-before.begun
+		return before, false, before.err
+	}
+	c.err = s.run(c)
+	if c.err != nil {
 		s.mu.Lock()
 		delete(s.containers, r.ID)
 		s.mu.Unlock()
-		return nil, err
 	}
-	return c, nil
+	close(c.begun)
+	return c, true, c.err
 }
 
 func (s *server) run(c *container) error {
@@ -222,55 +228,58 @@ func (s *server) find(id string) (*container, error) {
 }
 
 func (s *server) signal(r protocol.Signal) error {
-	s.mu.Lock()
-	reaper := s.reapers[r.ID]
-	s.mu.Unlock()
-	if reaper != nil {
-		return reaper.handle.Signal(unix.SIGKILL)
-	}
 	c, err := s.find(r.ID)
 	if err != nil {
 		return err
 	}
-	if r.All && !c.ownPID {
-		if group := s.group(c.cgroup); group != nil {
-			return group.Kill()
-		}
-	}
-	sig := unix.Signal(r.Signal)
 	if r.All {
-		sig = unix.SIGKILL
+		err = s.kill(c)
+	} else {
+		err = c.handle.Signal(unix.Signal(r.Signal))
 	}
-	err = c.handle.Signal(sig)
 	if errors.Is(err, os.ErrProcessDone) {
 		return &protocol.Error{Kind: protocol.ErrNotRunning, Message: "container " + r.ID + " is not running"}
 	}
 	return err
 }
 
-// forget waits until a container has exited and all of it is cleared up, or the init of a
-// sandbox has exited, and drops it. An unknown one is no error.
+// kill kills all of a container.
+func (s *server) kill(c *container) error {
+	if !c.ownPID {
+		if group := s.group(c.cgroup); group != nil {
+			return group.Kill()
+		}
+	}
+	return c.handle.Signal(unix.SIGKILL)
+}
+
+// forget kills a container, or the init of a sandbox, waits until all of it is cleared up, and drops it. An
+// unknown one is no error.
 func (s *server) forget(ctx context.Context, id string) error {
 	s.mu.Lock()
 	c, r := s.containers[id], s.reapers[id]
 	s.mu.Unlock()
 	if r != nil {
-		if err := await(ctx, r.gone); err != nil {
+		if err := s.forgetReaper(ctx, r); err != nil {
 			return err
 		}
 	}
-	if c != nil {
-		if err := await(ctx, c.cleaned); err != nil {
-			return err
-		}
+	if c == nil {
+		return nil
+	}
+	if err := await(ctx, c.begun); err != nil || c.err != nil {
+		return err
+	}
+	if err := s.kill(c); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	if err := await(ctx, c.cleaned); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.containers[id] == c {
 		delete(s.containers, id)
-	}
-	if s.reapers[id] == r {
-		delete(s.reapers, id)
 	}
 	return nil
 }

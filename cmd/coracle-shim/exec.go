@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -175,41 +176,68 @@ func receiveFile(socket *os.File) (*os.File, error) {
 type reaper struct {
 	state  protocol.State // guarded by server.mu
 	handle *process.Handle
+	begun  chan struct{} // closed when it runs, or does not because of err
+	err    error
 	gone   chan struct{} // closed when it has exited
 }
 
-// startReaper starts the init of a new PID namespace and returns when it is ready.
+// startReaper starts the init of a new PID namespace and returns when it is ready, or answers as it was if it was started before.
 func (s *server) startReaper(r protocol.Reaper) (*protocol.Started, error) {
+	rp := &reaper{begun: make(chan struct{}), gone: make(chan struct{})}
+	rp.state = protocol.State{ID: r.ID, ShimPID: os.Getpid(), BootID: s.bootID}
+	s.mu.Lock()
+	before, closing := s.reapers[r.ID], s.closing
+	if before == nil && !closing {
+		s.reapers[r.ID] = rp
+	}
+	s.mu.Unlock()
+	switch {
+	case closing:
+		return nil, errors.New("the shim is shutting down")
+	case before != nil:
+		<-before.begun
+		rp = before
+	default:
+		rp.err = s.runReaper(rp)
+		if rp.err != nil {
+			s.mu.Lock()
+			delete(s.reapers, r.ID)
+			s.mu.Unlock()
+		}
+		close(rp.begun)
+	}
+	if rp.err != nil {
+		return nil, rp.err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &protocol.Started{PID: rp.state.PID, Time: rp.state.Started}, nil
+}
+
+func (s *server) runReaper(rp *reaper) error {
 	end := s.begin()
 	defer end()
-	s.mu.Lock()
-	_, taken := s.reapers[r.ID]
-	s.mu.Unlock()
-	if taken {
-		return nil, fmt.Errorf("sandbox %s has an init", r.ID)
-	}
 	ready, child, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer ready.Close()
 	cmd, done, err := reaperCommand()
 	if err != nil {
 		child.Close()
-		return nil, err
+		return err
 	}
 	defer done()
 	cmd.Stderr = child
 	err = cmd.Start()
 	child.Close()
 	if err != nil {
-		return nil, fmt.Errorf("starting a sandbox init: %w", err)
+		return fmt.Errorf("starting a sandbox init: %w", err)
 	}
 	pid := cmd.Process.Pid
 	s.know(pid)
-	rp := &reaper{gone: make(chan struct{})}
 	if rp.handle, err = process.Open(pid); err != nil {
-		return nil, err
+		return err
 	}
 	// It closes its end when it is ready, or writes why it is not.
 	_ = ready.SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -217,15 +245,33 @@ func (s *server) startReaper(r protocol.Reaper) (*protocol.Started, error) {
 	if n, err := ready.Read(complaint); n > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = rp.handle.Signal(unix.SIGKILL)
 		go s.wait(rp.handle)
-		return nil, fmt.Errorf("sandbox init: %s", complaint[:n])
+		return fmt.Errorf("sandbox init: %s", complaint[:n])
 	}
 	ticks, _ := process.StartTime(pid)
-	rp.state = protocol.State{ID: r.ID, PID: pid, StartTicks: ticks, ShimPID: os.Getpid(), BootID: s.bootID, Started: time.Now().UTC()}
 	s.mu.Lock()
-	s.reapers[r.ID] = rp
+	rp.state.PID, rp.state.StartTicks, rp.state.Started = pid, ticks, time.Now().UTC()
 	s.mu.Unlock()
 	go s.superviseReaper(rp)
-	return &protocol.Started{PID: pid, Time: rp.state.Started}, nil
+	return nil
+}
+
+// forgetReaper kills the init of a sandbox and drops it when it is gone.
+func (s *server) forgetReaper(ctx context.Context, r *reaper) error {
+	if err := await(ctx, r.begun); err != nil || r.err != nil {
+		return err
+	}
+	if err := r.handle.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	if err := await(ctx, r.gone); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.reapers[r.state.ID] == r {
+		delete(s.reapers, r.state.ID)
+	}
+	return nil
 }
 
 func (s *server) superviseReaper(r *reaper) {

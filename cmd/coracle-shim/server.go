@@ -220,9 +220,17 @@ func (s *server) list() protocol.List {
 		}
 	}
 	for _, r := range s.reapers {
-		l.Reapers = append(l.Reapers, r.state)
+		if r.state.PID != 0 {
+			l.Reapers = append(l.Reapers, r.state)
+		}
 	}
 	return l
+}
+
+func (s *server) stateOf(c *container) protocol.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return c.state
 }
 
 // shutdown ends the shim if nothing runs.
@@ -330,13 +338,17 @@ func (c *client) handle(m *protocol.Message) {
 	case protocol.OpStart:
 		c.s.warmSoon()
 		answer(c, m, func(r protocol.Start) (any, error) {
-			ct, err := c.s.start(r)
+			ct, first, err := c.s.start(r)
 			if err != nil {
 				return nil, err
 			}
-			// The exit is waited for only after the answer is out, so that it comes second.
-			defer func() { go c.s.supervise(ct) }()
-			return protocol.Started{PID: ct.state.PID, Time: ct.state.Started}, nil
+			state := c.s.stateOf(ct)
+			if first {
+				// The exit is waited for only after everybody knows of the start.
+				c.s.broadcast(protocol.EventStarted, state)
+				defer func() { go c.s.supervise(ct) }()
+			}
+			return protocol.Started{PID: state.PID, Time: state.Started}, nil
 		})
 	case protocol.OpSignal:
 		answer(c, m, func(r protocol.Signal) (any, error) { return nil, c.signal(r) })

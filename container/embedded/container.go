@@ -275,14 +275,21 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return r.startFailed(ctx, c, err)
 	}
-	r.mu.Lock()
-	if c.status == container.StateCreated {
-		c.status = container.StateRunning
-		c.state = protocol.State{ID: id, PID: started.PID, Started: started.Time}
-	}
-	r.mu.Unlock()
-	r.events.emit(container.Event{Type: container.EventContainerStarted, SandboxID: rec.Config.SandboxID, ContainerID: id, Time: started.Time})
+	r.started(c, protocol.State{ID: id, PID: started.PID, Started: started.Time})
 	return nil
+}
+
+// started takes in a start, once.
+func (r *Runtime) started(c *ctr, state protocol.State) {
+	r.mu.Lock()
+	if c.status != container.StateCreated {
+		r.mu.Unlock()
+		return
+	}
+	c.status, c.state = container.StateRunning, state
+	sandbox := c.rec.Config.SandboxID
+	r.mu.Unlock()
+	r.events.emit(container.Event{Type: container.EventContainerStarted, SandboxID: sandbox, ContainerID: c.id, Time: state.Started})
 }
 
 // startFailed turns a refusal of the program into an exit, and leaves other failures to be tried again.

@@ -28,6 +28,9 @@ func childMain() {
 		}
 	}
 	dir := os.Getenv("CORACLE_TEST_CHILD")
+	if os.Getenv("CORACLE_TEST_CHURN") != "" {
+		churn(ctx, dir, fail)
+	}
 	r, err := Open(ctx, Options{
 		Dir:  filepath.Join(dir, "runtime"),
 		Shim: func() ([]byte, error) { return os.ReadFile(os.Getenv("CORACLE_TEST_SHIM")) },
@@ -58,6 +61,37 @@ func childMain() {
 		pids[id] = s.PID
 	}
 	fail(json.NewEncoder(os.Stdout).Encode(pids))
+	select {}
+}
+
+// churn makes and removes sandboxes and containers until it is killed.
+func churn(ctx context.Context, dir string, fail func(error)) {
+	r, err := Open(ctx, Options{
+		Dir:  filepath.Join(dir, "runtime"),
+		Shim: func() ([]byte, error) { return os.ReadFile(os.Getenv("CORACLE_TEST_SHIM")) },
+	})
+	fail(err)
+	fmt.Println("begun")
+	for worker := range 4 {
+		go func() {
+			for i := 0; ; i++ {
+				sb := fmt.Sprintf("churn-%d-%d-%d", os.Getpid(), worker, i)
+				config := container.SandboxConfig{ID: sb}
+				if i%2 == 0 {
+					config.Namespaces.PID = container.NamespaceSandbox
+				}
+				_, err := r.CreateSandbox(ctx, config)
+				fail(err)
+				for _, script := range []string{"sleep 1000", "exit 7"} {
+					id := fmt.Sprintf("%s-%d", sb, len(script))
+					_, err = r.CreateContainer(ctx, container.ContainerConfig{ID: id, SandboxID: sb, Image: "busybox", Args: []string{"sh", "-c", script}})
+					fail(err)
+					fail(r.Start(ctx, id))
+				}
+				fail(r.RemoveSandbox(ctx, sb))
+			}
+		}()
+	}
 	select {}
 }
 

@@ -258,6 +258,16 @@ func (r *Runtime) discard(ctx context.Context, c *ctr) error {
 	return r.clearContainer(ctx, c)
 }
 
+// startEvent is told by the shim, also of what a coracle that died had asked for.
+func (r *Runtime) startEvent(state protocol.State) {
+	r.mu.Lock()
+	c := r.containers[state.ID]
+	r.mu.Unlock()
+	if c != nil {
+		r.started(c, state)
+	}
+}
+
 // exitEvent is told by the shim.
 func (r *Runtime) exitEvent(state protocol.State) {
 	r.mu.Lock()

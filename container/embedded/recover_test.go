@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -109,6 +110,83 @@ func TestAdoption(t *testing.T) {
 		if line != fmt.Sprintf("line %d", i+1) {
 			t.Fatalf("line %d of the log is %q", i+1, line)
 		}
+	}
+}
+
+// TestCrash kills coracle at any moment of making and removing containers: what the next one finds can be used or
+// removed, and nothing stays that it does not find.
+func TestCrash(t *testing.T) {
+	f := newFixture(t)
+	rounds := 12
+	if testing.Short() {
+		rounds = 3
+	}
+	found := 0
+	for round := range rounds {
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		child := exec.Command("/proc/self/exe")
+		child.Env = append(os.Environ(), "CORACLE_TEST_CHILD="+f.dir, "CORACLE_TEST_CHURN=1")
+		child.Stderr = os.Stderr
+		stdout, err := child.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(stdout)
+		if !lines.Scan() || lines.Text() != "begun" {
+			t.Fatalf("the child says %q", lines.Text())
+		}
+		time.Sleep(time.Duration(10+round*23) * time.Millisecond) // where it is then is what the test is about
+		if err := child.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if lines.Scan() {
+			t.Errorf("the child says %q", lines.Text())
+		}
+		_ = child.Wait()
+
+		f.Runtime = open(t, f.dir)
+		for _, s := range f.Sandboxes() {
+			if s.State != container.SandboxReady {
+				t.Errorf("round %d: %s is %s: %s", round, s.Config.ID, s.State, s.Message)
+			}
+			for _, c := range f.Containers(s.Config.ID) {
+				found++
+				switch {
+				case c.State == container.StateRunning && !alive(c.PID):
+					// It may just have exited.
+					f.wait(c.Config.ID)
+				case c.State == container.StateExited && c.Exit.Code != 7 && c.Exit.Code != 137:
+					t.Errorf("round %d: %s: %+v %s", round, c.Config.ID, c.Exit, c.Message)
+				case c.State == container.StateCreated && round%2 == 0:
+					if err := f.Start(f.ctx(), c.Config.ID); err != nil {
+						t.Errorf("round %d: %s: %v", round, c.Config.ID, err)
+					}
+				}
+			}
+			if err := f.RemoveSandbox(f.ctx(), s.Config.ID); err != nil {
+				t.Errorf("round %d: %s: %v", round, s.Config.ID, err)
+			}
+		}
+		if len(f.Containers("")) != 0 {
+			t.Errorf("round %d: containers without a sandbox: %+v", round, f.Containers(""))
+		}
+		if f.Status().SupervisorPID != 0 {
+			eventually(t, "nothing left", func() bool {
+				things, _ := census(t, f)
+				return strings.HasPrefix(things, "mounts 0,") && strings.Contains(things, "directories 0,") && strings.HasSuffix(things, `shim's children ""`)
+			})
+		}
+		if left, _ := f.cgroups.Group(f.cgroupRoot + "/sandboxes").Children(); len(left) != 0 {
+			t.Errorf("round %d: cgroups %v", round, left)
+		}
+	}
+	if found == 0 {
+		t.Error("nothing was ever found")
 	}
 }
 

@@ -324,7 +324,7 @@ func (r *Runtime) members(sandboxID string) []string {
 // clearSandbox removes whatever there is of a sandbox. It is idempotent. s.op is held.
 func (r *Runtime) clearSandbox(ctx context.Context, s *sandbox) error {
 	if s.rec.Config.Namespaces.PID == container.NamespaceSandbox {
-		if err := r.shim.killReaper(ctx, s.id); err != nil {
+		if err := r.shim.forget(ctx, s.id); err != nil {
 			return err
 		}
 	}

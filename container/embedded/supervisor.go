@@ -218,15 +218,18 @@ func (s *supervisor) read(l *link) {
 func (s *supervisor) event(m *protocol.Message) {
 	m.CloseFiles()
 	switch m.Op {
-	case protocol.EventExit, protocol.EventReaperExit:
+	case protocol.EventStarted, protocol.EventExit, protocol.EventReaperExit:
 		var state protocol.State
 		if err := m.Decode(&state); err != nil {
 			s.r.log.Error("reading an event of the shim", "error", err)
 			return
 		}
-		if m.Op == protocol.EventExit {
+		switch m.Op {
+		case protocol.EventStarted:
+			s.r.startEvent(state)
+		case protocol.EventExit:
 			s.r.exitEvent(state)
-		} else {
+		default:
 			s.r.reaperEvent(state)
 		}
 	case protocol.EventWarning:
@@ -447,7 +450,7 @@ func (s *supervisor) warm() {
 	}()
 }
 
-// forget drops what a living shim knows of a container or an init, when it has exited.
+// forget has a living shim kill, clear up and drop a container or the init of a sandbox.
 func (s *supervisor) forget(ctx context.Context, id string) error {
 	l := s.current()
 	if l == nil {
@@ -460,24 +463,11 @@ func (s *supervisor) forget(ctx context.Context, id string) error {
 	return err
 }
 
-// killReaper ends the init of a sandbox, whose state is gone from the shim then.
-func (s *supervisor) killReaper(ctx context.Context, id string) error {
-	l := s.current()
-	if l == nil {
-		return nil
-	}
-	err := l.call(ctx, protocol.OpSignal, protocol.Signal{ID: id, Signal: int(unix.SIGKILL), All: true}, nil)
-	if err != nil && !isKind(err, protocol.ErrNotFound) && !errors.Is(err, container.ErrLost) && !isKind(err, protocol.ErrInternal) {
-		return err
-	}
-	return s.forget(ctx, id)
-}
-
-// discard kills and forgets what the shim has and nobody wants.
+// discard removes what the shim has and nobody wants.
 func (s *supervisor) discard(id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTime)
 	defer cancel()
-	if err := s.killReaper(ctx, id); err != nil {
+	if err := s.forget(ctx, id); err != nil {
 		s.r.log.Error("removing a container that has no record", "container", id, "error", err)
 	}
 }

@@ -52,6 +52,7 @@ const (
 	// OpWarm says that a start will be asked for within some milliseconds. It has no answer.
 	OpWarm Op = "warm"
 
+	EventStarted    Op = "started"
 	EventExit       Op = "exit"
 	EventReaperExit Op = "reaperexit"
 	EventWarning    Op = "warning"
@@ -103,7 +104,7 @@ type Log struct {
 	MaxFiles int    `json:"maxFiles,omitempty"`
 }
 
-// Start runs a container.
+// Start runs a container. One that was started before, by whomever, is answered as it was then.
 type Start struct {
 	ID string `json:"id"`
 	// Dir holds the OCI configuration (ConfigFile), and the shim writes StateFile there.
@@ -168,7 +169,8 @@ type Resize struct {
 	Height uint16 `json:"height"`
 }
 
-// Ref names a container (Forget, ReopenLog).
+// Ref names a container (ReopenLog), or a container or the init of a sandbox that is to be killed, cleared up
+// and forgotten (Forget), also while it is being started.
 type Ref struct {
 	ID string `json:"id"`
 }
