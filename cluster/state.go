@@ -113,7 +113,10 @@ func (s *state) close() { s.lock.Close() }
 // lockMachine keeps other instances on this machine from choosing something at the same time. It
 // waits for them; each holds the lock for milliseconds.
 func lockMachine() (unlock func(), err error) {
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("coracle-%d.lock", os.Getuid()))
+	path := "/run/coracle.lock" // whatever TMPDIR is
+	if os.Getuid() != 0 {
+		path = filepath.Join(os.TempDir(), fmt.Sprintf("coracle-%d.lock", os.Getuid()))
+	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
