@@ -112,6 +112,10 @@ type Plan struct {
 	// Parallel allows Writes to be carried out side by side (pods of a set). Creates start
 	// with one and go on with batches of double size, so that a refusal is not repeated a thousand times.
 	Parallel bool
+	// Together asks that Writes, which are then creates and no others, happen in one
+	// transaction where the client can do that (client.Batcher), and in order where it cannot.
+	// OnSuccess and OnFailure are not asked.
+	Together bool
 	// Events are recorded after the writes succeeded.
 	Events []Event
 	// After asks for another pass after this long, 0 for none.

@@ -67,7 +67,11 @@ func (r *runner) carryOut(ctx context.Context, key Key, plan Plan) error {
 			return err
 		}
 	}
-	if plan.Parallel && len(plan.Writes) > 1 && !r.engine.ordered {
+	if b, ok := r.engine.client.(client.Batcher); ok && plan.Together && len(plan.Writes) > 0 {
+		if err := createAll(ctx, b, plan.Writes); err != nil {
+			return err
+		}
+	} else if plan.Parallel && len(plan.Writes) > 1 && !r.engine.ordered {
 		if err := r.writeParallel(ctx, plan.Writes); err != nil {
 			return err
 		}
@@ -82,6 +86,22 @@ func (r *runner) carryOut(ctx context.Context, key Key, plan Plan) error {
 		r.record(&ev)
 	}
 	return nil
+}
+
+// createAll carries out the creates of a plan in one transaction.
+func createAll(ctx context.Context, b client.Batcher, writes []Write) error {
+	objs := make([]client.New, len(writes))
+	for i, w := range writes {
+		if w.Verb != Create {
+			return fmt.Errorf("%s %s: only creates can be made together", w.Verb, w.target())
+		}
+		objs[i] = client.New{Resource: w.Resource, Object: w.Object}
+	}
+	err := b.CreateAll(ctx, objs)
+	if apierrors.IsAlreadyExists(err) || apierrors.IsConflict(err) {
+		return fmt.Errorf("%w: %w", errConflict, err)
+	}
+	return err
 }
 
 // permit refuses a write that the loop did not declare.
