@@ -12,6 +12,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"coracle.dev/coracle/container/embedded"
 	"coracle.dev/coracle/volume"
 )
 
@@ -41,6 +42,19 @@ func StopContainers(ctx context.Context, dataDir string) (int, error) {
 	return count, errors.Join(err, removeNetwork(id))
 }
 
+// destroy removes what an instance has outside of its directory, or mounted in it, whatever state its records are in.
+func destroy(ctx context.Context, dataDir string, id identity) error {
+	s, err := openState(dataDir, nil)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if os.Getuid() != 0 {
+		return nil // without root it has made nothing but files
+	}
+	return errors.Join(embedded.Destroy(ctx, runtimeOptions(dataDir, id.ID)), removeVolumes(ctx, dataDir), removeNetwork(id))
+}
+
 // removeVolumes unmounts and removes what the pods' volumes left on a data directory.
 func removeVolumes(ctx context.Context, dataDir string) error {
 	volumes := volume.New(volume.Config{Root: filepath.Join(dataDir, "pods"), Log: slog.New(slog.DiscardHandler)})
@@ -63,14 +77,12 @@ func Reset(ctx context.Context, dataDir, kubeconfig string) error {
 		return err
 	}
 	id, err := readIdentity(dataDir)
-	if err == nil {
-		if _, err := StopContainers(ctx, dataDir); err != nil {
+	switch {
+	case err == nil:
+		if err := destroy(ctx, dataDir, id); err != nil {
 			return err
 		}
-		if err := removeVolumes(ctx, dataDir); err != nil {
-			return err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged) {
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged):
 		return err
 	}
 	if err := forgetKubeconfig(dataDir, id.ID, kubeconfig); err != nil {
