@@ -17,7 +17,10 @@ import (
 // writer is the Server as the parts of this program see it.
 type writer Server
 
-var _ client.Writer = (*writer)(nil)
+var (
+	_ client.Writer  = (*writer)(nil)
+	_ client.Batcher = (*writer)(nil)
+)
 
 // target says where a write goes.
 func (w *writer) target(ctx context.Context, resource, subresource, namespace, name string) (write.Target, error) {
@@ -49,6 +52,20 @@ func (w *writer) Create(ctx context.Context, resource string, obj api.Object, op
 		return nil, err
 	}
 	return e.Object.(api.Object), nil
+}
+
+// CreateAll implements client.Batcher.
+func (w *writer) CreateAll(ctx context.Context, objs []client.New) error {
+	targets := make([]write.Target, len(objs))
+	all := make([]api.Object, len(objs))
+	for i, o := range objs {
+		t, err := w.target(ctx, o.Resource, "", o.Object.GetNamespace(), "")
+		if err != nil {
+			return err
+		}
+		targets[i], all[i] = t, o.Object
+	}
+	return w.chain.CreateAll(ctx, targets, all)
 }
 
 // Update implements client.Writer.

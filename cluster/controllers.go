@@ -20,6 +20,7 @@ import (
 	"coracle.dev/coracle/controllers/nodeipam"
 	"coracle.dev/coracle/controllers/nodelifecycle"
 	"coracle.dev/coracle/controllers/podgc"
+	"coracle.dev/coracle/controllers/rbac"
 	"coracle.dev/coracle/controllers/replicaset"
 	"coracle.dev/coracle/controllers/rootca"
 	"coracle.dev/coracle/controllers/serviceaccount"
@@ -65,6 +66,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		podgc.Loop(terminatedPods),
 	)
 	c.engine.Add(cronjob.Loop())
+	c.engine.Add(rbac.Loops()...)
 	c.engine.Add(job.Loops()...)
 	c.engine.Add(disruption.Loops()...)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)

@@ -151,7 +151,13 @@ func (c *Cluster) explainStore(err error) error {
 // through the chain of the API server, and neither crosses a socket.
 type localClient struct {
 	client.Reader
+	localWriter
+}
+
+// localWriter is what the API server's Writer can do.
+type localWriter interface {
 	client.Writer
+	client.Batcher
 }
 
 // nodeAPI holds the kubelet API of the real node once it runs.
@@ -184,7 +190,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	if err != nil {
 		return nil, "", err
 	}
-	c.client = localClient{c.store, c.server.Writer()}
+	c.client = localClient{c.store, c.server.Writer().(localWriter)}
 	c.engine = reconcile.NewEngine(c.client, c.log, time.Now)
 	host, err := link.HostAddr()
 	if err != nil {

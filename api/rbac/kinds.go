@@ -53,7 +53,18 @@ func clusterRoleKind() *api.Kind {
 		CreateOnUpdate: true, UnconditionalUpdate: true,
 		ValidateName: validate.PathSegment,
 		Columns:      []api.Column{declare.Name(), declare.CreatedAt()},
+		Indexes: map[string]func(api.Object) []string{
+			"aggregated": api.Values(isAggregated),
+		},
 	}
+}
+
+// isAggregated is the value of the index "aggregated": "true" for roles that take their rules from others.
+func isAggregated(r *rbacv1.ClusterRole) []string {
+	if r.AggregationRule == nil {
+		return nil
+	}
+	return []string{"true"}
 }
 
 func clusterRole(r *rbacv1.ClusterRole) field.ErrorList {

@@ -113,17 +113,8 @@ func seconds(t time.Time) metav1.Time { return metav1.NewTime(t.UTC().Truncate(t
 // Create adds an object, which belongs to the chain from the call on. The entry is that which was
 // stored, or for a dry run would have been (with revision 0).
 func (c *Chain) Create(ctx context.Context, t Target, obj api.Object) (*store.Entry, error) {
-	clearType(obj)
-	wipe(obj)
-	if err := matchNamespace(&t, obj); err != nil {
+	if err := t.begin(obj); err != nil {
 		return nil, err
-	}
-	if obj.GetResourceVersion() != "" {
-		return nil, errors.New("resourceVersion should not be set on objects to be created")
-	}
-	dedupOwners(&t, obj, "")
-	if t.Kind.Default != nil {
-		t.Kind.Default(obj)
 	}
 	generated := obj.GetName() == "" && obj.GetGenerateName() != ""
 	for attempt := 1; ; attempt++ {
@@ -146,6 +137,24 @@ func (c *Chain) Create(ctx context.Context, t Target, obj api.Object) (*store.En
 	}
 }
 
+// begin does with a new object what needs no state: it takes out what a client may not set, and
+// fills in defaults.
+func (t *Target) begin(obj api.Object) error {
+	clearType(obj)
+	wipe(obj)
+	if err := matchNamespace(t, obj); err != nil {
+		return err
+	}
+	if obj.GetResourceVersion() != "" {
+		return errors.New("resourceVersion should not be set on objects to be created")
+	}
+	dedupOwners(t, obj, "")
+	if t.Kind.Default != nil {
+		t.Kind.Default(obj)
+	}
+	return nil
+}
+
 // retryError says that what a request was decided on has changed meanwhile.
 type retryError struct{ key store.Key }
 
@@ -153,35 +162,22 @@ func (e *retryError) Error() string { return "conflict at " + e.key.String() }
 
 // create is one attempt on one snapshot.
 func (c *Chain) create(ctx context.Context, t *Target, obj api.Object, snap store.Snapshot) (*store.Entry, error) {
-	now := c.Now()
-	req := t.request(admission.Create, obj, nil, snap, now)
-	if err := c.Admission.Mutate(ctx, req); err != nil {
-		return nil, err
-	}
-	obj = req.Object
-	dedupOwners(t, obj, afterAdmission)
-	obj.SetCreationTimestamp(seconds(now))
-	obj.SetUID(uuid.NewUUID())
 	generated := obj.GetName() == "" && obj.GetGenerateName() != ""
-	if generated {
-		obj.SetName(GenerateName(obj.GetGenerateName()))
-	}
-	req.Name = obj.GetName()
-	release, err := c.settleCreate(ctx, t, req)
-	if release != nil {
-		defer release()
+	st, err := c.stage(ctx, t, obj, snap)
+	if st.release != nil {
+		defer st.release()
 	}
 	if err != nil {
 		return nil, err
 	}
-	key := Key(t.Kind, obj.GetNamespace(), obj.GetName())
+	key := st.op.Key
 	if t.DryRun {
 		if e := snap.Get(key); e != nil {
 			return nil, alreadyExists(t, key.Name, e, generated)
 		}
-		return &store.Entry{Key: key, Object: obj}, nil
+		return &store.Entry{Key: key, Object: st.op.Object}, nil
 	}
-	entry, err := c.commit(ctx, t.Kind, store.Op{Key: key, Object: obj, Expect: store.ExpectAbsent}, req)
+	entry, err := c.commit(ctx, t.Kind, st.op, st.req)
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {
 		if conflict.Key == key {
@@ -190,6 +186,36 @@ func (c *Chain) create(ctx context.Context, t *Target, obj api.Object, snap stor
 		return nil, &retryError{conflict.Key}
 	}
 	return entry, err
+}
+
+// staged is a create that only needs to be committed.
+type staged struct {
+	op      store.Op
+	req     *admission.Request
+	release func() // to be called when the commit is over; may be nil, and is set on error too
+}
+
+// stage takes a new object through admission and validation.
+func (c *Chain) stage(ctx context.Context, t *Target, obj api.Object, snap store.Snapshot) (st staged, err error) {
+	now := c.Now()
+	req := t.request(admission.Create, obj, nil, snap, now)
+	if err := c.Admission.Mutate(ctx, req); err != nil {
+		return st, err
+	}
+	obj = req.Object
+	dedupOwners(t, obj, afterAdmission)
+	obj.SetCreationTimestamp(seconds(now))
+	obj.SetUID(uuid.NewUUID())
+	if obj.GetName() == "" && obj.GetGenerateName() != "" {
+		obj.SetName(GenerateName(obj.GetGenerateName()))
+	}
+	req.Name = obj.GetName()
+	st.req = req
+	if st.release, err = c.settleCreate(ctx, t, req); err != nil {
+		return st, err
+	}
+	st.op = store.Op{Key: Key(t.Kind, obj.GetNamespace(), obj.GetName()), Object: obj, Expect: store.ExpectAbsent}
+	return st, nil
 }
 
 // settleCreate runs the part after mutation: prepare, allocate, validate.

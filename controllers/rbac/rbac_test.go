@@ -5,19 +5,17 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	corev1 "k8s.io/api/core/v1"
+	"k8s.io/component-helpers/auth/rbac/validation"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
-	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/reconcile/reconciletest"
 )
 
-// namespaceLoop makes the namespaces of the system, as the bootstrap does.
-func namespaceLoop(c *reconciletest.Cluster, t *testing.T) {
+func makeNamespaces(t *testing.T, c *reconciletest.Cluster) {
 	for _, name := range namespaces {
 		if _, err := c.Create(t.Context(), client.Namespaces.Name, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, client.WriteOptions{}); err != nil {
 			t.Fatal(err)
@@ -25,20 +23,99 @@ func namespaceLoop(c *reconciletest.Cluster, t *testing.T) {
 	}
 }
 
-func TestScenarios(t *testing.T) {
-	reconciletest.Scenarios(t, "testdata/*.txtar", func(c *reconciletest.Cluster) []reconcile.Loop {
-		if c.Snapshot().Count(client.Namespaces.Name, "") == 0 {
-			namespaceLoop(c, t)
+// TestStartsBringDefaultsIntoLine changes defaults in every way and starts again: what was taken away is back, what was
+// added has stayed, and what opted out is as it was left.
+func TestStartsBringDefaultsIntoLine(t *testing.T) {
+	reconciletest.Run(t, func(h *reconciletest.Harness) {
+		h.Create(client.Namespaces.Name, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: metav1.NamespacePublic}})
+		h.Settle()
+		before := h.Snapshot()
+		mine := rbacv1.PolicyRule{Verbs: []string{"get"}, NonResourceURLs: []string{"/mine"}}
+		reconciletest.Change(h, client.ClusterRoles, "", "system:discovery", "", func(r *rbacv1.ClusterRole) {
+			r.Rules, r.Labels = []rbacv1.PolicyRule{mine}, map[string]string{"team": "blue"}
+		})
+		reconciletest.Change(h, client.ClusterRoles, "", "system:kube-dns", "", func(r *rbacv1.ClusterRole) {
+			r.Rules, r.Annotations[rbacv1.AutoUpdateAnnotationKey] = nil, "false"
+		})
+		jane := rbacv1.Subject{Kind: rbacv1.UserKind, APIGroup: rbacv1.GroupName, Name: "jane"}
+		reconciletest.Change(h, client.ClusterRoleBindings, "", "system:kube-dns", "", func(b *rbacv1.ClusterRoleBinding) {
+			b.Subjects = []rbacv1.Subject{jane}
+		})
+		h.Delete(client.ClusterRoleBindings.Name, "", "system:discovery", "")
+		h.Create(client.ClusterRoleBindings.Name, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "system:discovery"},
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "view"}})
+		h.Delete(client.RoleBindings.Name, metav1.NamespacePublic, controllerPrefix+"bootstrap-signer", "")
+		h.Settle()
+		if _, ok := client.RoleBindings.Get(h.Snapshot(), metav1.NamespacePublic, controllerPrefix+"bootstrap-signer"); ok {
+			t.Fatal("a default came back without a start")
 		}
-		return Loops()
-	})
+		h.Stop()
+		h.Start(Loops()...)
+		h.Settle()
+
+		role := reconciletest.Get(h, client.ClusterRoles, "", "system:discovery")
+		if role.Labels["team"] != "blue" || role.Labels[bootstrapping] != rbacDefaults {
+			t.Errorf("labels of the changed role: %v", role.Labels)
+		}
+		was, _ := client.ClusterRoles.Get(before, "", "system:discovery")
+		if ok, missing := validation.Covers(role.Rules, append([]rbacv1.PolicyRule{mine}, was.Rules...)); !ok {
+			t.Errorf("the changed role lacks %v", missing)
+		}
+		if dns := reconciletest.Get(h, client.ClusterRoles, "", "system:kube-dns"); len(dns.Rules) != 0 {
+			t.Errorf("a role that opted out was given %v", dns.Rules)
+		}
+		if b := reconciletest.Get(h, client.ClusterRoleBindings, "", "system:kube-dns"); len(b.Subjects) != 2 || b.Subjects[0] != jane {
+			t.Errorf("subjects: %v", b.Subjects)
+		}
+		if b := reconciletest.Get(h, client.ClusterRoleBindings, "", "system:discovery"); b.RoleRef.Name != "system:discovery" {
+			t.Errorf("a default binding still gives the role %s", b.RoleRef.Name)
+		}
+		reconciletest.Get(h, client.RoleBindings, metav1.NamespacePublic, controllerPrefix+"bootstrap-signer")
+
+		rev := h.Snapshot().Revision()
+		h.Stop()
+		h.Start(Loops()...)
+		h.Settle()
+		if now := h.Snapshot().Revision(); now != rev {
+			t.Errorf("a start with nothing to do wrote something: revision %d, then %d", rev, now)
+		}
+	}, Loops()...)
+}
+
+// TestAggregation follows a rule through several aggregated roles, in and out again.
+func TestAggregation(t *testing.T) {
+	reconciletest.Run(t, func(h *reconciletest.Harness) {
+		widgets := rbacv1.PolicyRule{Verbs: []string{"get", "list"}, APIGroups: []string{"example.com"}, Resources: []string{"widgets"}}
+		holders := func() (names []string) {
+			for _, role := range reconciletest.All(h, client.ClusterRoles, "") {
+				if slices.ContainsFunc(role.Rules, func(r rbacv1.PolicyRule) bool { return slices.Contains(r.Resources, "widgets") }) {
+					names = append(names, role.Name)
+				}
+			}
+			return names
+		}
+		h.Create(client.ClusterRoles.Name, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "everything"},
+			AggregationRule: &rbacv1.AggregationRule{ClusterRoleSelectors: []metav1.LabelSelector{{MatchExpressions: []metav1.LabelSelectorRequirement{
+				{Key: aggregateTo + "view", Operator: metav1.LabelSelectorOpExists}}}}}})
+		h.Create(client.ClusterRoles.Name, &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "widgets-view",
+			Labels: map[string]string{aggregateTo + "view": "true"}}, Rules: []rbacv1.PolicyRule{widgets}})
+		h.Settle()
+		if got, want := holders(), []string{"admin", "edit", "everything", "view", "widgets-view"}; !slices.Equal(got, want) {
+			t.Errorf("%v have the rule, want %v", got, want)
+		}
+		reconciletest.Change(h, client.ClusterRoles, "", "widgets-view", "", func(r *rbacv1.ClusterRole) { r.Labels = nil })
+		h.Settle()
+		if got, want := holders(), []string{"widgets-view"}; !slices.Equal(got, want) {
+			t.Errorf("%v have the rule after its label went, want %v", got, want)
+		}
+	}, Loops()...)
 }
 
 // TestPolicy checks that every object of the policy is one that the API takes, that no name comes twice and that every
 // binding names a role of the policy.
 func TestPolicy(t *testing.T) {
 	c := reconciletest.NewCluster(0)
-	namespaceLoop(c, t)
+	makeNamespaces(t, c)
 	roles := map[string]bool{}
 	var bindings []wanted
 	counts := map[string]int{}
@@ -75,7 +152,7 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("%s binds %q, which is not there", w.object.GetName(), ref)
 		}
 	}
-	want := map[string]int{client.ClusterRoles.Name: 80, client.ClusterRoleBindings.Name: 58, client.Roles.Name: 7, client.RoleBindings.Name: 7}
+	want := map[string]int{client.ClusterRoles.Name: 73, client.ClusterRoleBindings.Name: 54, client.Roles.Name: 7, client.RoleBindings.Name: 7}
 	for resource, n := range want {
 		if counts[resource] != n {
 			t.Errorf("%d %s, want %d", counts[resource], resource, n)
