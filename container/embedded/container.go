@@ -437,6 +437,14 @@ func (r *Runtime) Remove(ctx context.Context, id string) error {
 
 // clearContainer removes whatever there is of a container that does not run. It is idempotent. c.op is held.
 func (r *Runtime) clearContainer(ctx context.Context, c *ctr) error {
+	if c.rec.Ready {
+		// From here on it is not whole, whatever happens to this process. A full disk must not keep it from going.
+		rec := c.rec
+		rec.Ready = false
+		if err := writeJSON(c.file(containerFile), rec); err != nil {
+			r.log.Warn("recording a removal", "error", err)
+		}
+	}
 	if err := r.shim.forget(ctx, c.id); err != nil {
 		return err
 	}

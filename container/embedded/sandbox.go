@@ -323,6 +323,14 @@ func (r *Runtime) members(sandboxID string) []string {
 
 // clearSandbox removes whatever there is of a sandbox. It is idempotent. s.op is held.
 func (r *Runtime) clearSandbox(ctx context.Context, s *sandbox) error {
+	if s.rec.Ready {
+		// From here on it is not whole, whatever happens to this process. A full disk must not keep it from going.
+		rec := s.rec
+		rec.Ready = false
+		if err := writeJSON(s.file(sandboxFile), rec); err != nil {
+			r.log.Warn("recording a removal", "error", err)
+		}
+	}
 	if s.rec.Config.Namespaces.PID == container.NamespaceSandbox {
 		if err := r.shim.forget(ctx, s.id); err != nil {
 			return err
