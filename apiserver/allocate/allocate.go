@@ -221,7 +221,7 @@ func (h *hold) ipFree(ip netip.Addr) bool { return h.a.ips[ip] == 0 && !h.a.held
 func (h *hold) takeIP(r *ipRange, s string) error {
 	ip, err := netip.ParseAddr(s)
 	if err != nil || !r.prefix.Contains(ip) {
-		return fmt.Errorf("provided IP (%v) is not in the valid range. The range of valid IPs is %v", s, r.prefix)
+		return fmt.Errorf("the provided IP (%v) is not in the valid range. The range of valid IPs is %v", s, r.prefix)
 	}
 	if !h.ipFree(ip) {
 		return errIPTaken
