@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/embedded/shim"
 	"coracle.dev/coracle/container/image"
@@ -383,5 +385,82 @@ func TestSubscribe(t *testing.T) {
 	f.sandbox(nil)
 	if len(events) != 0 {
 		t.Errorf("%d events after the end", len(events))
+	}
+}
+
+// TestFullDisk: on a full disk things fail with the reason, undo themselves, and can be removed.
+func TestFullDisk(t *testing.T) {
+	base, err := os.MkdirTemp("", "coracle-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(base) })
+	if err := mount.Tmpfs(base, 12<<20, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = mount.Unmount(base) })
+	dir := filepath.Join(base, "data")
+	f := &fixture{t: t, dir: dir, Runtime: open(t, dir)}
+	t.Cleanup(f.destroy)
+	fill := func() {
+		t.Helper()
+		file, err := os.Create(filepath.Join(base, "filler"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		block := make([]byte, 4096)
+		for err == nil {
+			_, err = file.Write(block)
+		}
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	drain := func() {
+		if err := os.Remove(filepath.Join(base, "filler")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill()
+	archive, err := build.Busybox(busybox, "busybox").Archive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Images().Import(f.ctx(), bytes.NewReader(archive), container.ImportOptions{}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("import: %v", err)
+	}
+	if left, _ := os.ReadDir(filepath.Join(dir, "images", "tmp")); len(left) != 0 {
+		t.Errorf("a failed import left %v", left)
+	}
+	drain()
+	f.importBusybox()
+	sb := f.sandbox(nil)
+	id := f.start(sb, "while true; do echo a line for a full disk; usleep 1000; done", nil)
+	fill()
+	if _, err := f.CreateSandbox(f.ctx(), container.SandboxConfig{ID: "no"}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("sandbox: %v", err)
+	}
+	if _, err := f.CreateContainer(f.ctx(), container.ContainerConfig{ID: "no", SandboxID: sb, Image: "busybox"}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("container: %v", err)
+	}
+	for _, path := range []string{"sandboxes/no", "containers/no"} {
+		if _, err := os.Stat(filepath.Join(dir, "runtime", path)); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", path, err)
+		}
+	}
+	// The exit is known although it cannot be recorded, and all of it can be removed.
+	if err := f.Stop(f.ctx(), id, "", 0); err != nil {
+		t.Fatal(err)
+	}
+	if s := f.wait(id); s.Exit.Code != 137 {
+		t.Errorf("%+v", s.Exit)
+	}
+	if err := f.RemoveSandbox(f.ctx(), sb); err != nil {
+		t.Errorf("removing on a full disk: %v", err)
+	}
+	drain()
+	if s, out, _ := f.run(f.sandbox(nil), "echo room again", nil); s.Exit.Code != 0 || out != "room again\n" {
+		t.Errorf("%+v %q", s.Exit, out)
 	}
 }
