@@ -1,7 +1,7 @@
 # make build      bin/coracle, a static binary with the shim inside
 # make check      formatting, vet, structure
-# make test       unit tests          make test-race   the concurrent ones under the race detector
-# make test-scripts  scenarios that drive the real binary (root)
+# make test       all tests, scenarios included   make test-race   the concurrent ones under the race detector
+# make test-scripts  only the scenarios that drive the real binary (root)
 # make bench      the table of docs/results/bench.md (root, long)
 # make conformance  Kubernetes' own suite against a cluster of its own (root, long): FOCUS, SKIP, PARALLEL choose
 # make crash      the store's crash test, 1,000 rounds (long)
@@ -28,11 +28,11 @@ check:
 	$(GO) vet ./...
 	$(GO) test ./internal/structure
 
-test:
-	$(GO) test ./...
+test: build
+	$(GO) test -timeout 20m ./...
 
 test-race:
-	$(GO) test -race -short ./store/... ./reconcile/... ./client/... ./apiserver/... ./node/ ./scheduler/...
+	$(GO) test -race -short -timeout 20m ./store/... ./reconcile/... ./client/... ./apiserver/... ./node/ ./scheduler/...
 
 test-scripts: build
 	$(GO) test -count=1 -timeout 15m ./test/scripts/...
