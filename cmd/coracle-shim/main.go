@@ -23,6 +23,8 @@ import (
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
+	"coracle.dev/coracle/container/embedded/protocol"
+	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/linux/process"
 )
 
@@ -44,12 +46,34 @@ func main() {
 	}
 }
 
+// settleIn enters a cgroup of the shim's own, so that it does not go with coracle's. It does so itself, as coracle may die at
+// any moment.
+func settleIn() error {
+	sys, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	// It should be the last to be killed for lack of memory; where that is not allowed it is one of many.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-998"), 0)
+	group := sys.Group(os.Getenv(protocol.CgroupEnv))
+	if group.Path() == "/" {
+		return fmt.Errorf("%s is not set", protocol.CgroupEnv)
+	}
+	if err := group.Create(cgroup.Resources{}); err != nil {
+		return err
+	}
+	return group.Add(os.Getpid())
+}
+
 func run() error {
 	if len(os.Args) != 2 || os.Args[1] != "serve" {
 		return fmt.Errorf("usage: coracle starts this program itself")
 	}
 	unix.Umask(0o022)
 	_ = os.WriteFile("/proc/self/comm", []byte("coracle-shim"), 0) // it was started by the number of a file
+	if err := settleIn(); err != nil {
+		return err
+	}
 	// A small heap matters more here than the time of collections.
 	debug.SetGCPercent(25)
 	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true, FullTimestamp: true})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -314,6 +315,82 @@ func TestWithoutShim(t *testing.T) {
 		t.Errorf("%+v %v", s.State, err)
 	}
 	eventually(t, "not ready", func() bool { s := f.Status(); return !s.Ready && strings.Contains(s.Message, "make shim") })
+}
+
+// TestShimFails: a shim that does not come up says why.
+func TestShimFails(t *testing.T) {
+	script := "#!/bin/sh\n" // a sealed file cannot be a script, which shows in the error
+	f := newFixtureWith(t, Options{Shim: func() ([]byte, error) { return []byte(script), nil }})
+	sb := f.sandbox(nil)
+	id := f.create(sb, "true", nil)
+	if err := f.Start(f.ctx(), id); err == nil || !strings.Contains(err.Error(), "shim") {
+		t.Errorf("%v", err)
+	}
+	program, err := os.ReadFile(busybox) // a program, but not one that serves
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.Runtime = openWith(t, f.dir, Options{Shim: func() ([]byte, error) { return program, nil }})
+	if err := f.Start(f.ctx(), id); err == nil || !strings.Contains(err.Error(), "it says: ") || !strings.Contains(err.Error(), "applet not found") {
+		t.Errorf("%v", err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.Runtime = open(t, f.dir)
+	if err := f.Start(f.ctx(), id); err != nil {
+		t.Errorf("with a good one: %v", err)
+	}
+}
+
+// TestNothingInherited: the shim keeps no file open that coracle was started with.
+func TestNothingInherited(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := unix.FcntlInt(w.Fd(), unix.F_SETFD, 0); err != nil { // as an inherited one is
+		t.Fatal(err)
+	}
+	f := newFixture(t)
+	f.start(f.sandbox(nil), "sleep 1000", nil)
+	w.Close()
+	done := make(chan error, 1)
+	go func() {
+		_, err := r.Read(make([]byte, 1))
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("someone holds the pipe open")
+	}
+}
+
+// TestCloseEarly closes while the shim is just being started for the first sandbox: none stays.
+func TestCloseEarly(t *testing.T) {
+	for range 10 {
+		f := newFixture(t)
+		f.sandbox(nil)
+		f.destroy()
+		pids, _ := filepath.Glob("/proc/[0-9]*/fd/4")
+		for _, fd := range pids {
+			if target, err := os.Readlink(fd); err == nil && strings.HasPrefix(target, f.dir) {
+				t.Fatalf("%s is %s", fd, target)
+			}
+		}
+		if err := os.MkdirAll(f.dir, 0o755); err != nil { // for the cleanup, which looks again
+			t.Fatal(err)
+		}
+		f.Runtime = open(t, f.dir)
+	}
 }
 
 // TestLongPaths: data directories may be deeper than what a socket's name may hold.

@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -20,7 +22,6 @@ import (
 
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/embedded/protocol"
-	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/linux/process"
 )
 
@@ -40,6 +41,9 @@ const (
 type supervisor struct {
 	r       *Runtime
 	program func() ([]byte, error)
+	// ctx ends with close, and with it attempts to connect that nobody waits for.
+	ctx  context.Context
+	stop context.CancelFunc
 
 	// connecting is held while a connection is made, before mu.
 	connecting sync.Mutex
@@ -64,7 +68,9 @@ type link struct {
 }
 
 func newSupervisor(r *Runtime, program func() ([]byte, error)) *supervisor {
-	return &supervisor{r: r, program: program}
+	s := &supervisor{r: r, program: program}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
 }
 
 func (s *supervisor) status() (int, error) {
@@ -83,6 +89,9 @@ func (s *supervisor) current() *link {
 func (s *supervisor) reconnect(ctx context.Context) error {
 	s.connecting.Lock()
 	defer s.connecting.Unlock()
+	if s.isClosed() {
+		return nil
+	}
 	l, err := s.dial(ctx)
 	if errors.Is(err, errNoShim) {
 		s.r.reconcile(ctx, nil)
@@ -106,24 +115,51 @@ func (s *supervisor) ensure(ctx context.Context) (*link, error) {
 	if l := s.current(); l != nil {
 		return l, nil
 	}
-	s.mu.Lock()
-	closed := s.closed
-	s.mu.Unlock()
-	if closed {
+	if s.isClosed() {
 		return nil, errors.New("container: the runtime is closed")
 	}
 	l, err := s.dial(ctx)
-	if errors.Is(err, errNoShim) {
+	fresh := errors.Is(err, errNoShim)
+	if fresh {
 		s.r.reconcile(ctx, nil)
 		l, err = s.spawn(ctx)
 	}
 	if err == nil {
 		err = s.adopt(ctx, l)
 	}
+	if err != nil && fresh {
+		if words := s.lastWords(); words != "" {
+			err = fmt.Errorf("%w; it says: %s", err, words)
+		}
+	}
 	s.mu.Lock()
 	s.failed = err
 	s.mu.Unlock()
 	return l, err
+}
+
+func (s *supervisor) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// lastWords is the last line of the shim's log, where it is not long ago that it was written.
+func (s *supervisor) lastWords() string {
+	path := filepath.Join(s.r.dir, logName)
+	info, err := os.Stat(path)
+	if err != nil || time.Since(info.ModTime()) > callTime {
+		return ""
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	buf := make([]byte, 1024)
+	n, _ := f.ReadAt(buf, max(0, info.Size()-int64(len(buf))))
+	text := strings.TrimSpace(string(buf[:n]))
+	return text[strings.LastIndexByte(text, '\n')+1:]
 }
 
 // dial connects to a living shim, by way of the directory, as the path may be too long for a socket.
@@ -253,7 +289,7 @@ func (s *supervisor) lost(l *link) {
 	if closed {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), callTime)
+	ctx, cancel := context.WithTimeout(s.ctx, callTime)
 	defer cancel()
 	if err := s.reconnect(ctx); err != nil {
 		s.r.log.Error("connecting to the shim again", "error", err)
@@ -290,19 +326,21 @@ func (s *supervisor) spawn(ctx context.Context) (*link, error) {
 		return nil, err
 	}
 	defer log.Close()
+	// What this process inherited without the mark (pipes of who started it) must not be kept open by the shim.
+	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		s.r.log.Debug("marking inherited files", "error", err)
+	}
 	cmd := &exec.Cmd{
 		Path: "/proc/self/fd/" + strconv.Itoa(int(exe.Fd())), Args: []string{"coracle-shim", "serve"},
-		Env: []string{"PATH=" + os.Getenv("PATH"), "GOTRACEBACK=single", protocol.BuildEnv + "=" + buildOf(program)}, Dir: "/",
+		Env: []string{
+			"PATH=" + os.Getenv("PATH"), "GOTRACEBACK=single", protocol.BuildEnv + "=" + buildOf(program),
+			protocol.CgroupEnv + "=" + filepath.Join(s.r.cgroupRoot, "shim"),
+		}, Dir: "/",
 		Stdout: log, Stderr: log, ExtraFiles: []*os.File{socket, lock},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting the shim: %w", err)
-	}
-	if err := s.settleIn(cmd.Process.Pid); err != nil {
-		_ = cmd.Process.Kill()
-		_, _ = cmd.Process.Wait()
-		return nil, err
 	}
 	if err := s.reap(cmd.Process.Pid); err != nil {
 		return nil, err
@@ -324,17 +362,6 @@ func (s *supervisor) reap(pid int) error {
 		h.Close()
 	}()
 	return nil
-}
-
-// settleIn gives the shim a cgroup of its own, so that it does not go with coracle's.
-func (s *supervisor) settleIn(pid int) error {
-	group := s.r.cgroups.Group(filepath.Join(s.r.cgroupRoot, "shim"))
-	if err := group.Create(cgroup.Resources{}); err != nil {
-		return err
-	}
-	// It should be the last to be killed for lack of memory; where that is not allowed it is one of many.
-	_ = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte("-998"), 0)
-	return group.Add(pid)
 }
 
 func (s *supervisor) takeLock() (*os.File, error) {
@@ -385,6 +412,11 @@ func (s *supervisor) openLog() (*os.File, error) {
 func (s *supervisor) close() {
 	s.mu.Lock()
 	s.closed = true
+	s.mu.Unlock()
+	s.stop()
+	s.connecting.Lock() // no attempt is under way, and none begins
+	defer s.connecting.Unlock()
+	s.mu.Lock()
 	l, child := s.link, s.child
 	s.mu.Unlock()
 	if child != nil {
@@ -398,6 +430,8 @@ func (s *supervisor) close() {
 
 // shutdown ends the shim, if one lives and nothing runs.
 func (s *supervisor) shutdown(ctx context.Context) error {
+	s.connecting.Lock() // it may just be coming up
+	defer s.connecting.Unlock()
 	l := s.current()
 	if l == nil {
 		return nil
@@ -442,7 +476,7 @@ func (s *supervisor) warm() {
 		return
 	}
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), callTime)
+		ctx, cancel := context.WithTimeout(s.ctx, callTime)
 		defer cancel()
 		if l, err := s.ensure(ctx); err == nil { // an error comes again, to who starts the container
 			_ = l.conn.Send(protocol.NewMessage(l.number(), protocol.OpWarm, nil), sendTime)

@@ -25,8 +25,11 @@ import (
 // Version of the protocol. The shim tells its own in Hello; a client refuses a major change.
 const Version = 1
 
-// BuildEnv is the environment variable in which the shim is told which program it is.
-const BuildEnv = "CORACLE_SHIM_BUILD"
+// What the shim is told in its environment: which program it is, and the cgroup that it is to make and enter.
+const (
+	BuildEnv  = "CORACLE_SHIM_BUILD"
+	CgroupEnv = "CORACLE_SHIM_CGROUP"
+)
 
 const (
 	maxMessage = 8 << 20
