@@ -22,6 +22,7 @@ import (
 	"coracle.dev/coracle/controllers/podgc"
 	"coracle.dev/coracle/controllers/rbac"
 	"coracle.dev/coracle/controllers/replicaset"
+	"coracle.dev/coracle/controllers/resourcequota"
 	"coracle.dev/coracle/controllers/rootca"
 	"coracle.dev/coracle/controllers/serviceaccount"
 	"coracle.dev/coracle/controllers/statefulset"
@@ -46,9 +47,13 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	if bind, err := netip.ParseAddr(c.cfg.Bind); err == nil && !bind.IsUnspecified() {
 		host = bind
 	}
+	objects := bootstrap.Config{ServiceCIDRs: []netip.Prefix{c.serviceRange()},
+		Endpoints: []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))}}
+	if c.cfg.Nodes.Real {
+		objects.DNS = c.serviceIP(dnsIndex)
+	}
 	c.engine.Add(
-		bootstrap.Loop(bootstrap.Config{ServiceCIDRs: []netip.Prefix{c.serviceRange()},
-			Endpoints: []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))}}),
+		bootstrap.Loop(objects),
 		namespace.Loop(c.registry),
 		serviceaccount.Loop(),
 		rootca.Loop(c.keys.caPEM),
@@ -67,6 +72,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	)
 	c.engine.Add(cronjob.Loop())
 	c.engine.Add(rbac.Loops()...)
+	c.engine.Add(resourcequota.Loop(c.registry))
 	c.engine.Add(job.Loops()...)
 	c.engine.Add(disruption.Loops()...)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)

@@ -22,6 +22,8 @@ type Config struct {
 	ServiceCIDRs []netip.Prefix
 	// Endpoints are where the API server can be reached by pods: one port, and at least one address.
 	Endpoints []netip.AddrPort
+	// DNS is the service address at which nodes answer for the cluster's DNS; zero for none.
+	DNS netip.Addr
 }
 
 const (

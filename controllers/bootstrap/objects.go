@@ -62,6 +62,9 @@ func (c Config) order() []reconcile.Key {
 			reconcile.Key{Resource: serviceCIDRs, Name: service},
 			reconcile.Key{Resource: client.Services.Name, Namespace: namespace, Name: service})
 	}
+	if c.DNS.IsValid() {
+		keys = append(keys, reconcile.Key{Resource: client.Services.Name, Namespace: metav1.NamespaceSystem, Name: dnsService})
+	}
 	if len(c.Endpoints) > 0 {
 		keys = append(keys,
 			reconcile.Key{Resource: client.EndpointSlices.Name, Namespace: namespace, Name: service},
@@ -82,6 +85,9 @@ func (c Config) objects() map[reconcile.Key]object {
 			all[key] = c.serviceCIDR()
 		case client.Services.Name:
 			all[key] = c.service()
+			if key.Name == dnsService {
+				all[key] = c.dns()
+			}
 		case client.EndpointSlices.Name:
 			all[key] = c.slice()
 		case client.Endpoints.Name:
@@ -130,6 +136,22 @@ func (c Config) serviceCIDR() object {
 			return true
 		},
 	}
+}
+
+// dnsService is the name that cluster add-ons expect of the service in front of the cluster's DNS.
+const dnsService = "kube-dns"
+
+// dns is a service without a selector: its address is answered by every node itself.
+func (c Config) dns() object {
+	return object{make: func() api.Object {
+		return &corev1.Service{
+			ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: dnsService, Labels: map[string]string{
+				"k8s-app": dnsService, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "Coracle"}},
+			Spec: corev1.ServiceSpec{ClusterIP: c.DNS.String(), Ports: []corev1.ServicePort{
+				{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP},
+				{Name: "dns-tcp", Port: 53, Protocol: corev1.ProtocolTCP}}},
+		}
+	}}
 }
 
 func (c Config) port() int32 {
