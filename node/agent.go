@@ -170,6 +170,7 @@ func (a *Agent) catchUp(ctx context.Context) (store.Cursor, error) {
 	defer a.mu.Unlock()
 	for uid, w := range a.workers {
 		if !there[uid] {
+			w.deleted.Store(true)
 			w.tell(func(in *inbox) { in.gone = true })
 		}
 	}
@@ -218,6 +219,7 @@ func (a *Agent) removed(pod *corev1.Pod) {
 	w := a.workers[pod.UID]
 	a.mu.Unlock()
 	if w != nil {
+		w.deleted.Store(true)
 		w.tell(func(in *inbox) { in.pod, in.gone = pod, true })
 	}
 }
@@ -284,7 +286,7 @@ func (a *Agent) counted() []*corev1.Pod {
 	defer a.mu.Unlock()
 	out := make([]*corev1.Pod, 0, len(a.workers))
 	for _, w := range a.workers {
-		if s := w.seen.Load(); s.counts {
+		if s := w.seen.Load(); s.counts && !w.deleted.Load() {
 			out = append(out, s.pod)
 		}
 	}

@@ -702,6 +702,17 @@ func TestAdmission(t *testing.T) {
 		if _, ok := client.Pods.Get(r.c.Snapshot(), "default", "big2"); ok {
 			t.Error("a rejected pod could not be deleted")
 		}
+		// So does what the API has no more, though it is still ending here.
+		deaf := podOf("big4", "a: stubborn")
+		deaf.Spec.Containers[0].Resources = big.Spec.Containers[0].Resources
+		r.delete("big3", nil)
+		r.create(deaf)
+		r.advance(time.Second)
+		r.want("big4", "Running a=running+")
+		r.delete("big4", ptr(int64(0)))
+		r.create(p2(big, "big5"))
+		r.advance(time.Second)
+		r.want("big5", "Running a=running+")
 	})
 }
 

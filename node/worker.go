@@ -34,6 +34,9 @@ type worker struct {
 
 	// seen is what others may know of the pod.
 	seen atomic.Pointer[snapshot]
+	// deleted tells that the API has no such pod any more: what it requested is free for the
+	// next one from that moment, as the scheduler sees it, though its containers are still ending.
+	deleted atomic.Bool
 
 	// owned:
 
