@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,9 +63,10 @@ func TestATakenNameIsACollision(t *testing.T) {
 func TestARefusedReplicaSetIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := reconciletest.NewCluster(0)
-		refuse := true
+		var refuse atomic.Bool
+		refuse.Store(true)
 		c.Refuse = func(verb string, ref client.Ref, _ api.Object) error {
-			if refuse && verb == "create" && ref.Resource == "replicasets.apps" {
+			if refuse.Load() && verb == "create" && ref.Resource == "replicasets.apps" {
 				return apierrors.NewForbidden(c.Registry.ByName(ref.Resource).GroupResource(), "x", errors.New("exceeded quota"))
 			}
 			return nil
@@ -80,7 +82,7 @@ func TestARefusedReplicaSetIsReported(t *testing.T) {
 		if ev := h.EventsOf("Deployment"); len(ev) == 0 || !strings.HasPrefix(ev[0], "Warning ReplicaSetCreateError Failed to create new replica set ") {
 			t.Errorf("events %q", ev)
 		}
-		refuse = false
+		refuse.Store(false)
 		h.Advance(20 * time.Minute)
 		if cond = progressing(h); cond.Reason != "NewReplicaSetAvailable" {
 			t.Errorf("condition %+v after the quota was raised", cond)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,20 +37,20 @@ func newSet(n int32) *appsv1.ReplicaSet {
 func TestAQuotaIsReportedAndOvercome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := reconciletest.NewCluster(0)
-		limit := 3
-		tried := 0
+		var limit, tried atomic.Int32
+		limit.Store(3)
 		c.Refuse = func(verb string, ref client.Ref, _ api.Object) error {
 			if verb != "create" || ref.Resource != "pods" {
 				return nil
 			}
-			if tried++; c.Snapshot().Count("pods", "default") >= limit {
+			tried.Add(1)
+			if c.Snapshot().Count("pods", "default") >= int(limit.Load()) {
 				return apierrors.NewForbidden(c.Registry.ByName("pods").GroupResource(), ref.Name, errors.New("exceeded quota: pods"))
 			}
 			return nil
 		}
 		h := reconciletest.New(t, c, replicaset.Loop(), reconciletest.Kubelet(c))
 		defer h.Stop()
-		h.Engine.Ordered()
 		h.Create("replicasets.apps", newSet(10))
 		h.Advance(10 * time.Second)
 		rs := reconciletest.Get(h, client.ReplicaSets, "default", "web")
@@ -68,10 +69,10 @@ func TestAQuotaIsReportedAndOvercome(t *testing.T) {
 		if failures == 0 {
 			t.Errorf("no event tells of the failure: %q", h.EventsOf("ReplicaSet"))
 		}
-		if tried > 40 {
-			t.Errorf("%d creates were tried in 10 s: there is no back-off", tried)
+		if tried.Load() > 40 {
+			t.Errorf("%d creates were tried in 10 s: there is no back-off", tried.Load())
 		}
-		limit = 100
+		limit.Store(100)
 		h.Advance(20 * time.Minute)
 		rs = reconciletest.Get(h, client.ReplicaSets, "default", "web")
 		if rs.Status.ReadyReplicas != 10 || len(rs.Status.Conditions) != 0 {

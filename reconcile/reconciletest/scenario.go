@@ -392,7 +392,9 @@ func (s *scenario) normalize(text string) string {
 			s.hashes = append(s.hashes, h)
 		}
 	}
-	for rev := range client.ControllerRevisions.List(s.Snapshot(), "") {
+	revisions := All(s.Harness, client.ControllerRevisions, "")
+	slices.SortStableFunc(revisions, func(a, b *appsv1.ControllerRevision) int { return strings.Compare(string(a.UID), string(b.UID)) })
+	for _, rev := range revisions {
 		if h := rev.Labels["controller.kubernetes.io/hash"]; h != "" && !slices.Contains(s.hashes, h) {
 			s.hashes = append(s.hashes, h)
 		}
