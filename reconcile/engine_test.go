@@ -390,3 +390,23 @@ func TestGraph(t *testing.T) {
 }
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func TestMetrics(t *testing.T) {
+	loop := reconcile.Loop{
+		Name: "writer", Inputs: []reconcile.Input{{Resource: "configmaps"}},
+		Plan: func(store.Snapshot, reconcile.Key, time.Time) (reconcile.Plan, error) {
+			return reconcile.Plan{}, errors.New("never")
+		},
+	}
+	reconciletest.Run(t, func(h *reconciletest.Harness) {
+		h.Create("configmaps", configMap("a"))
+		h.Settle()
+		var b strings.Builder
+		h.Engine.WriteMetrics(&b)
+		for _, line := range []string{`workqueue_depth{name="writer"} 0`, `workqueue_retries_total{name="writer"} 1`, `coracle_loop_failing{name="writer"} 1`, "coracle_events_dropped_total 0"} {
+			if !strings.Contains(b.String(), line+"\n") {
+				t.Errorf("no line %q in\n%s", line, b.String())
+			}
+		}
+	}, loop)
+}
