@@ -71,7 +71,10 @@ func churn(ctx context.Context, dir string, fail func(error)) {
 		Shim: func() ([]byte, error) { return os.ReadFile(os.Getenv("CORACLE_TEST_SHIM")) },
 	})
 	fail(err)
-	fmt.Println("begun")
+	step := func(err error) {
+		fail(err)
+		fmt.Println("step")
+	}
 	for worker := range 4 {
 		go func() {
 			for i := 0; ; i++ {
@@ -81,14 +84,14 @@ func churn(ctx context.Context, dir string, fail func(error)) {
 					config.Namespaces.PID = container.NamespaceSandbox
 				}
 				_, err := r.CreateSandbox(ctx, config)
-				fail(err)
+				step(err)
 				for _, script := range []string{"sleep 1000", "exit 7"} {
 					id := fmt.Sprintf("%s-%d", sb, len(script))
 					_, err = r.CreateContainer(ctx, container.ContainerConfig{ID: id, SandboxID: sb, Image: "busybox", Args: []string{"sh", "-c", script}})
-					fail(err)
-					fail(r.Start(ctx, id))
+					step(err)
+					step(r.Start(ctx, id))
 				}
-				fail(r.RemoveSandbox(ctx, sb))
+				step(r.RemoveSandbox(ctx, sb))
 			}
 		}()
 	}
