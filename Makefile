@@ -48,7 +48,7 @@ conformance: build
 	cd test/conformance && $(GO) run ./run -focus '$(FOCUS)' -skip '$(SKIP)' -parallel $(PARALLEL) $(CONFORMANCE)
 
 crash:
-	CORACLE_CRASH_ROUNDS=1000 $(GO) test -count=1 -timeout 60m -run Crash ./store/pebble/...
+	CORACLE_CRASH_ROUNDS=1000 $(GO) test -count=1 -timeout 60m -v ./store/pebble/crash
 
 clean:
 	rm -rf bin
