@@ -5,61 +5,12 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
-
 	"coracle.dev/coracle/linux/link"
+	"coracle.dev/coracle/network/networktest"
 )
-
-// namespace makes a named network namespace for the test and returns its path.
-func namespace(t *testing.T, name string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	old, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Close()
-	ns, err := netns.NewNamed(name)
-	if err != nil {
-		t.Fatalf("make network namespace: %v", err)
-	}
-	ns.Close()
-	if err := netns.Set(old); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = netns.DeleteNamed(name) })
-	return "/run/netns/" + name
-}
-
-// inside runs f on a thread that is in the namespace.
-func inside(t *testing.T, path string, f func()) {
-	t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		ns, err := netns.GetFromPath(path)
-		if err == nil {
-			err = netns.Set(ns)
-			ns.Close()
-		}
-		if err == nil {
-			f()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
 
 func TestPodsReachEachOther(t *testing.T) {
 	ctx := context.Background()
@@ -74,7 +25,7 @@ func TestPodsReachEachOther(t *testing.T) {
 	if _, err := link.EnableForwarding(); err != nil {
 		t.Fatal(err)
 	}
-	nsA, nsB := namespace(t, "coracle-test-a"), namespace(t, "coracle-test-b")
+	nsA, nsB := networktest.Namespace(t, "coracle-test-a"), networktest.Namespace(t, "coracle-test-b")
 	a, err := p.Attach(ctx, "sandbox-a", nsA, "a")
 	if err != nil {
 		t.Fatal(err)
@@ -87,7 +38,7 @@ func TestPodsReachEachOther(t *testing.T) {
 	t.Cleanup(func() { _ = p.Detach(ctx, "sandbox-b", nsB) })
 
 	var l net.Listener
-	inside(t, nsB, func() { l, err = net.Listen("tcp4", netip.AddrPortFrom(b[0], 8080).String()) })
+	networktest.Inside(t, nsB, func() { l, err = net.Listen("tcp4", netip.AddrPortFrom(b[0], 8080).String()) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,7 +67,7 @@ func TestPodsReachEachOther(t *testing.T) {
 		t.Fatalf("host to pod: %v", err)
 	}
 	var seen string
-	inside(t, nsA, func() { seen, err = ask() })
+	networktest.Inside(t, nsA, func() { seen, err = ask() })
 	if err != nil || seen != a[0].String() {
 		t.Fatalf("pod to pod: peer saw %q, want %s; %v", seen, a[0], err)
 	}

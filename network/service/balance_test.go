@@ -7,66 +7,18 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netns"
 
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
+	"coracle.dev/coracle/network/networktest"
 )
-
-// inNamespace runs f on a thread that is in a network namespace.
-func inNamespace(t *testing.T, path string, f func()) {
-	t.Helper()
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		ns, err := netns.GetFromPath(path)
-		if err == nil {
-			err = netns.Set(ns)
-			ns.Close()
-		}
-		if err == nil {
-			f()
-		}
-		done <- err
-	}()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-func newNamespace(t *testing.T, name string) string {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	old, err := netns.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer old.Close()
-	ns, err := netns.NewNamed(name)
-	if err != nil {
-		t.Fatalf("make network namespace: %v", err)
-	}
-	ns.Close()
-	if err := netns.Set(old); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = netns.DeleteNamed(name) })
-	return "/run/netns/" + name
-}
 
 // TestBalance sends real connections: from a pod, from the host, from a pod to itself, to a
 // node port, and to a service without endpoints.
 func TestBalance(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
 	ctx := context.Background()
 	pods, err := network.NewPods("5e7c", 0)
 	if err != nil {
@@ -93,7 +45,7 @@ func TestBalance(t *testing.T) {
 	var backends []netip.AddrPort
 	for i := range 2 {
 		name := fmt.Sprintf("coracle-test-s%d", i)
-		path := newNamespace(t, name)
+		path := networktest.Namespace(t, name)
 		addrs, err := pods.Attach(ctx, name, path, name)
 		if err != nil {
 			t.Fatal(err)
@@ -101,7 +53,7 @@ func TestBalance(t *testing.T) {
 		t.Cleanup(func() { _ = pods.Detach(ctx, name, path) })
 		at := netip.AddrPortFrom(addrs[0], 8080)
 		var l net.Listener
-		inNamespace(t, path, func() { l, err = net.Listen("tcp4", at.String()) })
+		networktest.Inside(t, path, func() { l, err = net.Listen("tcp4", at.String()) })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +91,7 @@ func TestBalance(t *testing.T) {
 		if where == "" {
 			get()
 		} else {
-			inNamespace(t, where, get)
+			networktest.Inside(t, where, get)
 		}
 		return body, err
 	}
