@@ -108,11 +108,11 @@ func (s *Scheduler) displace(ctx context.Context, by *pod, name string) error {
 	return nil
 }
 
-// preempted takes note of how the removal of a victim ended. If it failed, who it was for tries again.
+// preempted takes note of how the removal of a victim ended. If it failed, who it was for tries again after
+// its back-off.
 func (s *Scheduler) preempted(it *item, err error) {
-	s.queue.release(it, s.Now())
-	if err != nil && s.queue.items[it.pod.object.UID] == it {
-		s.queue.wakeOne(it, anyChange, s.Now())
+	if s.queue.release(it, s.Now()); err != nil {
+		s.queue.wakeLater(it)
 	}
 }
 

@@ -70,6 +70,7 @@ type node struct {
 	// What passes look at first stands together.
 	closed      bool // it has a taint with NoSchedule or NoExecute, or is cordoned
 	discouraged bool // it has a taint with PreferNoSchedule
+	named       bool // it has the label kubernetes.io/hostname
 	allocatable resources
 	used        resources
 	// scoredCPU and scoredMemory count assumed requests.
@@ -123,6 +124,7 @@ func (c *Cluster) SetNode(object *corev1.Node) {
 	}
 	n.object, n.labels = object, object.Labels
 	n.allocatable = fromList(object.Status.Allocatable)
+	_, n.named = n.labels[corev1.LabelHostname]
 	n.closed, n.discouraged = object.Spec.Unschedulable, false
 	for i := range object.Spec.Taints {
 		switch object.Spec.Taints[i].Effect {

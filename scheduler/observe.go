@@ -103,7 +103,7 @@ func (s *Scheduler) observeWaiting(p, prev *corev1.Pod) {
 	switch {
 	case name != "" && name != before:
 		s.cluster.Nominate(p, name)
-	case name == "" && before != "":
+	case name == "" && before != "" && s.cluster.nomination(p) != nil: // not our own doing
 		s.cluster.Nominate(p, "")
 		s.queue.wakeOne(s.queue.items[p.UID], anyChange, s.Now())
 	}

@@ -181,6 +181,15 @@ func (it *item) setRetry(now time.Time) {
 	it.retry = now.Add(min(delay, mostBackoff))
 }
 
+// wakeLater gives a waiting pod another try after its back-off, for an error and not a change is the cause.
+func (q *queue) wakeLater(it *item) {
+	if q.items[it.pod.object.UID] == it && it.place == isWaiting {
+		q.leave(it)
+		it.due = it.retry
+		q.enter(it, isTimed)
+	}
+}
+
 // resume takes account of what happened while an item was taken or held.
 func (q *queue) resume(it *item, now time.Time) {
 	if it.missed&it.wakes != 0 {

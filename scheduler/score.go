@@ -252,7 +252,7 @@ func (c *Cluster) addSiblings(cand *candidate, nodes []*node, scores []int64) {
 	raw := c.raw(nodes)
 	for i, n := range nodes {
 		var score float64
-		if _, named := n.labels[corev1.LabelHostname]; named {
+		if n.named {
 			score = float64(tally.counts[n.slot])*hosts + (hostSkew - 1)
 		}
 		if zones != nil {
