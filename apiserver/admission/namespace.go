@@ -27,6 +27,7 @@ func BuiltIn(reader client.Reader) Chain {
 		runtimeClass(),
 		certificateRequester(),
 		defaultIngressClass(),
+		resourceQuota(),
 	}
 }
 
