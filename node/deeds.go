@@ -13,10 +13,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/node/record"
 	"coracle.dev/coracle/volume"
 )
@@ -431,12 +433,15 @@ func (w *worker) resizeContainer(ctx context.Context, c *containerView) {
 	}
 	w.v.resize.state = busy
 	w.v.resizeCondition = &corev1.PodCondition{Type: corev1.PodResizeInProgress, Status: corev1.ConditionTrue}
-	sandbox, id, want := w.sandboxID, c.current.id, s.Resources.DeepCopy()
-	w.deed(ctx, resizeTimeout, func(ctx context.Context) func() {
-		err := w.a.cfg.Runtime.UpdateSandbox(ctx, sandbox, podResources(pod))
-		if err == nil {
-			err = w.a.cfg.Runtime.UpdateContainer(ctx, id, containerResources(pod, s))
+	sandbox, id, want, last := w.sandboxID, c.current.id, s.Resources.DeepCopy(), true
+	for name, other := range w.v.containers {
+		spec := w.spec(name)
+		if other != c && other.current.running() && spec != nil && other.resources != nil && !equality.Semantic.DeepEqual(*other.resources, spec.Resources) {
+			last = false
 		}
+	}
+	w.deed(ctx, resizeTimeout, func(ctx context.Context) func() {
+		err := resizeCgroups(ctx, w.a.cfg.Runtime, sandbox, id, unlimited(podResources(pod)), containerResources(pod, s), last)
 		return func() {
 			if err != nil {
 				w.v.resize.failed(w.a.cfg.Now(), retryResize, retryResize)
@@ -450,6 +455,33 @@ func (w *worker) resizeContainer(ctx context.Context, c *containerView) {
 			}
 		}
 	})
+}
+
+// resizeCgroups sets the limits of a container and its pod. The kernel lets no cgroup have more processor time than the one
+// around it: a container that grows past its pod waits for the pod, and a pod shrinks after its containers, of which others
+// may have their turn still (last is false).
+func resizeCgroups(ctx context.Context, rt container.Runtime, sandbox, id string, pod, c cgroup.Resources, last bool) error {
+	if err := rt.UpdateContainer(ctx, id, c); err != nil {
+		if err := rt.UpdateSandbox(ctx, sandbox, pod); err != nil {
+			return err
+		}
+		return rt.UpdateContainer(ctx, id, c)
+	}
+	if err := rt.UpdateSandbox(ctx, sandbox, pod); err != nil && last {
+		return err
+	}
+	return nil
+}
+
+// unlimited takes away the limits that res does not speak of.
+func unlimited(res cgroup.Resources) cgroup.Resources {
+	if res.CPUQuota == 0 {
+		res.CPUQuota = -1
+	}
+	if res.Memory == 0 {
+		res.Memory = -1
+	}
+	return res
 }
 
 // fitsResized says why the pod's new requests have to wait, nil if they need not.

@@ -929,7 +929,7 @@ func TestResize(t *testing.T) {
 			r.advance(time.Second)
 		}
 		resize("2")
-		if got := fmt.Sprint(r.rt.updates); got != "[sandbox shares=2048 container shares=2048 quota=-1 memory=-1]" {
+		if got := fmt.Sprint(r.rt.updates); got != "[container shares=2048 quota=-1 memory=-1 sandbox shares=2048]" {
 			t.Error(got)
 		}
 		st := r.get("web").Status.ContainerStatuses[0]

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/logfile"
@@ -56,7 +57,8 @@ func (w *worker) start(c *containerView, now time.Time) {
 	job := &startJob{
 		w: w, pod: pod, spec: s, role: c.role, attempt: c.attempt, sandboxID: w.sandboxID,
 		mounts: w.mounts, previous: c.previous, current: c.current, target: w.targetOf(s.Name),
-		path: fieldPath(c.name, c.role),
+		path:    fieldPath(c.name, c.role),
+		resized: c.resources != nil && !equality.Semantic.DeepEqual(*c.resources, s.Resources),
 	}
 	w.deed(w.startCtx, startTimeout, func(ctx context.Context) func() {
 		out := job.run(ctx)
@@ -139,6 +141,7 @@ type startJob struct {
 	previous, current *instance
 	target            string
 	path              string
+	resized           bool // since the container last ran
 }
 
 // note records an event about the container.
@@ -206,6 +209,12 @@ func (j *startJob) create(ctx context.Context, image container.Image) (*instance
 	if err != nil {
 		j.note(corev1.EventTypeWarning, eventFailed, "Error: "+err.Error())
 		return nil, j.fail(reasonConfigError, err)
+	}
+	if j.resized {
+		// A pod that cannot shrink yet, for the sake of its other containers, does so with the last of them.
+		if err := a.cfg.Runtime.UpdateSandbox(ctx, j.sandboxID, unlimited(podResources(j.pod))); err != nil {
+			j.w.log.Debug("resize pod", "err", err)
+		}
 	}
 	st, err := a.cfg.Runtime.CreateContainer(ctx, cfg)
 	if err != nil {
