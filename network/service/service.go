@@ -128,6 +128,8 @@ func Loop(b Balancer, served ...netip.Addr) reconcile.Loop {
 	applied := newApplied(b)
 	return reconcile.Loop{
 		Name: "service-proxy",
+		// A history that was cut may have held deletions: what is left of them goes at each start.
+		Always: []reconcile.Key{sweep},
 		Inputs: []reconcile.Input{
 			{Resource: client.Services.Name},
 			{Resource: client.EndpointSlices.Name, Keys: func(_ store.Snapshot, ev store.Event) []reconcile.Key {
@@ -136,12 +138,29 @@ func Loop(b Balancer, served ...netip.Addr) reconcile.Loop {
 			}},
 		},
 		Plan: func(s store.Snapshot, key reconcile.Key, _ time.Time) (reconcile.Plan, error) {
+			if key == sweep {
+				return reconcile.Plan{Effect: existing(s)}, nil
+			}
 			return reconcile.Plan{Effect: Plan(s, key.Namespace, key.Name, skip)}, nil
 		},
 		Apply: func(_ context.Context, key reconcile.Key, effect any) error {
+			if exists, ok := effect.(map[reconcile.Key]bool); ok {
+				return applied.keep(exists)
+			}
 			return applied.apply(key, effect.([]Port))
 		},
 	}
+}
+
+// sweep is the key of a pass over all Services. No object has such a name.
+var sweep = reconcile.Key{Name: "*"}
+
+func existing(s store.Snapshot) map[reconcile.Key]bool {
+	all := map[reconcile.Key]bool{}
+	for svc := range client.Services.List(s, "") {
+		all[reconcile.Key{Namespace: svc.Namespace, Name: svc.Name}] = true
+	}
+	return all
 }
 
 // applied remembers which ports each Service has in the balancer. Loop has one worker, so
@@ -180,6 +199,18 @@ func (a *applied) apply(key reconcile.Key, ports []Port) error {
 	for _, p := range ports {
 		if err := a.balancer.Set(p.ID, p.Fronts, p.Backends); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// keep removes the ports of Services that do not exist.
+func (a *applied) keep(exists map[reconcile.Key]bool) error {
+	for key := range a.ids {
+		if !exists[key] {
+			if err := a.apply(key, nil); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
