@@ -142,9 +142,14 @@ func New(cfg Config) (*Server, error) {
 	for _, f := range cfg.Foreign {
 		s.discovery.Foreign = append(s.discovery.Foreign, f.Kinds...)
 	}
+	rbac, ok := cfg.Authorizer.(*authz.RBAC)
+	if !ok {
+		rbac = &authz.RBAC{Store: cfg.Store}
+	}
+	rights := &escalation{authorizer: s.authz, rbac: rbac}
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
-		Admission: append(admission.BuiltIn(cfg.Store), cfg.Admission...),
+		Admission: append(append(admission.BuiltIn(cfg.Store), cfg.Admission...), rights.plugin()),
 	}
 	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)
 	if err != nil {

@@ -37,7 +37,7 @@ func (w *writer) target(ctx context.Context, resource, subresource, namespace, n
 	if !ok {
 		user = client.User{Name: client.UserServer, Groups: []string{client.GroupMasters, client.GroupAuthenticated}}
 	}
-	return write.Target{Kind: k, Subresource: subresource, Namespace: namespace, Name: name, User: user}, nil
+	return write.Target{Kind: k, Subresource: subresource, Namespace: namespace, Name: name, User: user, Local: true}, nil
 }
 
 // Create implements client.Writer.

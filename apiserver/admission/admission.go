@@ -48,7 +48,9 @@ type Request struct {
 	// Options are the create, update, delete or connect options, if there are any.
 	Options runtime.Object
 	User    client.User
-	DryRun  bool
+	// Local says that a part of this program writes: what its user may do is not asked.
+	Local  bool
+	DryRun bool
 	// Snapshot is the state on which the request is decided.
 	Snapshot store.Snapshot
 	Now      time.Time

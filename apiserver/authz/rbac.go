@@ -3,6 +3,7 @@ package authz
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -10,6 +11,8 @@ import (
 
 	authorizationv1 "k8s.io/api/authorization/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/store"
@@ -228,6 +231,51 @@ func coversResource(resources []string, a *Attributes) bool {
 	return false
 }
 
+// PolicyRules are the rules that bindings give to a user in a namespace, or in the whole cluster for "".
+func (r *RBAC) PolicyRules(user client.User, namespace string) ([]rbacv1.PolicyRule, error) {
+	ix, err := r.current()
+	if err != nil {
+		return nil, err
+	}
+	var all []rbacv1.PolicyRule
+	for b := range ix.bindingsOf(user, namespace) {
+		rules, _ := ix.rules(b)
+		all = append(all, rules...)
+	}
+	return all, nil
+}
+
+// RoleRules are the rules of the role that a binding in a namespace ("" for a ClusterRoleBinding) names. It is NotFound if there is
+// no such role.
+func (r *RBAC) RoleRules(ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRule, error) {
+	ix, err := r.current()
+	if err != nil {
+		return nil, err
+	}
+	rules, ok := ix.rules(binding{role: ref, namespace: namespace})
+	if !ok {
+		return nil, apierrors.NewNotFound(schema.GroupResource{Group: rbacv1.GroupName, Resource: strings.ToLower(ref.Kind) + "s"}, ref.Name)
+	}
+	return rules, nil
+}
+
+// bindingsOf walks the bindings that concern a user in a namespace.
+func (ix *index) bindingsOf(user client.User, namespace string) iter.Seq[binding] {
+	return func(yield func(binding) bool) {
+		subjects := []subject{subject("u:" + user.Name)}
+		for _, g := range user.Groups {
+			subjects = append(subjects, subject("g:"+g))
+		}
+		for _, s := range subjects {
+			for _, b := range ix.bindings[s] {
+				if (b.namespace == "" || b.namespace == namespace) && !yield(b) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // Rules lists what a user may do in a namespace, for SelfSubjectRulesReview.
 func (r *RBAC) Rules(user client.User, namespace string) ([]authorizationv1.ResourceRule, []authorizationv1.NonResourceRule, error) {
 	ix, err := r.current()
@@ -236,26 +284,17 @@ func (r *RBAC) Rules(user client.User, namespace string) ([]authorizationv1.Reso
 	}
 	var resources []authorizationv1.ResourceRule
 	var paths []authorizationv1.NonResourceRule
-	subjects := []subject{subject("u:" + user.Name)}
-	for _, g := range user.Groups {
-		subjects = append(subjects, subject("g:"+g))
-	}
-	for _, s := range subjects {
-		for _, b := range ix.bindings[s] {
-			if b.namespace != "" && b.namespace != namespace {
-				continue
+	for b := range ix.bindingsOf(user, namespace) {
+		rules, _ := ix.rules(b)
+		for i := range rules {
+			rule := &rules[i]
+			if len(rule.Resources) > 0 {
+				resources = append(resources, authorizationv1.ResourceRule{
+					Verbs: rule.Verbs, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
+				})
 			}
-			rules, _ := ix.rules(b)
-			for i := range rules {
-				rule := &rules[i]
-				if len(rule.Resources) > 0 {
-					resources = append(resources, authorizationv1.ResourceRule{
-						Verbs: rule.Verbs, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
-					})
-				}
-				if len(rule.NonResourceURLs) > 0 && b.namespace == "" {
-					paths = append(paths, authorizationv1.NonResourceRule{Verbs: rule.Verbs, NonResourceURLs: rule.NonResourceURLs})
-				}
+			if len(rule.NonResourceURLs) > 0 && b.namespace == "" {
+				paths = append(paths, authorizationv1.NonResourceRule{Verbs: rule.Verbs, NonResourceURLs: rule.NonResourceURLs})
 			}
 		}
 	}

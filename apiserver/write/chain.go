@@ -53,7 +53,9 @@ type Target struct {
 	Namespace   string
 	Name        string // "" for a create that names the object in its body
 	User        client.User
-	DryRun      bool
+	// Local says that a part of this program writes: what its user may do is not asked.
+	Local  bool
+	DryRun bool
 	// Manager is who owns the fields that are written (server-side apply).
 	Manager string
 	// Warn sends a warning to the client; nil drops it.
@@ -103,7 +105,7 @@ func (t *Target) request(op admission.Operation, obj, old api.Object, snap store
 	return &admission.Request{
 		Operation: op, Kind: t.Kind, Version: t.Version, Subresource: t.Subresource,
 		Namespace: t.Namespace, Name: t.Name, Object: obj, Old: old,
-		User: t.User, DryRun: t.DryRun, Snapshot: snap, Now: now, Warn: t.warn,
+		User: t.User, Local: t.Local, DryRun: t.DryRun, Snapshot: snap, Now: now, Warn: t.warn,
 	}
 }
 
