@@ -25,7 +25,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/rogpeppe/go-internal/testscript"
-	"github.com/vishvananda/netlink"
 )
 
 var update = flag.Bool("update", false, "rewrite the files that cmp compares with")
@@ -55,6 +54,8 @@ func TestScripts(t *testing.T) {
 			"eventually": eventually,
 			"image":      image,
 			"left":       left,
+			"traces":     traces,
+			"settles":    settles,
 			"kill9":      kill9,
 			"listen":     listen,
 			"freeport":   freeport,
@@ -82,6 +83,7 @@ func setup(env *testscript.Env, bin string) error {
 	env.Setenv("CORACLE_PORT", strconv.Itoa(port))
 	env.Setenv("CORACLE_KUBECONFIG", filepath.Join(env.WorkDir, "kubeconfig"))
 	env.Setenv("CORACLE_LOG_LEVEL", "debug")
+	env.Setenv("CORACLE_CHURN", cmp.Or(os.Getenv("CORACLE_CHURN"), "60"))
 	vars := append([]string{}, env.Vars...)
 	env.Defer(func() {
 		c := exec.Command(filepath.Join(bin, "coracle"), "reset", "--yes", "--data-dir", data)
@@ -270,43 +272,5 @@ func expand(ts *testscript.TestScript, neg bool, args []string) {
 			return ts.Getenv(v[2 : len(v)-1])
 		})
 		ts.Check(os.WriteFile(ts.MkAbs(name), []byte(text), 0o644))
-	}
-}
-
-// left fails if processes, mounts, links or cgroups of this script's cluster exist.
-// Run it after reset.
-func left(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 1 {
-		ts.Fatalf("usage: left INSTANCE")
-	}
-	data, id := ts.Getenv("CORACLE_DATA_DIR"), args[0]
-	var found []string
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	ts.Check(err)
-	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, data) {
-			found = append(found, "mount "+line)
-		}
-	}
-	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	ts.Check(err)
-	for _, path := range processes {
-		if cmdline, err := os.ReadFile(path); err == nil && bytes.Contains(cmdline, []byte(data)) {
-			found = append(found, "process "+path+" "+string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
-		}
-	}
-	links, err := netlink.LinkList()
-	ts.Check(err)
-	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, "co"+id[:4]) {
-			found = append(found, "link "+l.Attrs().Name)
-		}
-	}
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"} {
-		groups, _ := filepath.Glob(filepath.Join(root, "*"+id+"*"))
-		found = append(found, groups...)
-	}
-	if len(found) > 0 {
-		ts.Fatalf("left behind:\n%s", strings.Join(found, "\n"))
 	}
 }
