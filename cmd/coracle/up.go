@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,6 +86,7 @@ func upHere(ctx context.Context, out io.Writer, cfg cluster.Config, keep bool) e
 		return err
 	}
 	defer closeLog()
+	routeLibraries(log)
 	c, err := cluster.Start(ctx, cfg, cluster.Options{Log: log, Progress: show})
 	if err != nil {
 		show(cluster.Step{Err: err.Error()})
@@ -206,23 +206,4 @@ func withoutDetach(args []string) []string {
 		kept = append(kept, a)
 	}
 	return kept
-}
-
-// openLog opens the log of an instance, <data-dir>/coracle.log. The one before is kept
-// as coracle.log.1.
-func openLog(cfg cluster.Config) (*slog.Logger, func(), error) {
-	if err := os.MkdirAll(cfg.DataDir, 0o711); err != nil {
-		return nil, nil, fmt.Errorf("data directory: %w: choose another with --data-dir", err)
-	}
-	path := filepath.Join(cfg.DataDir, "coracle.log")
-	_ = os.Rename(path, path+".1")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, nil, fmt.Errorf("log: %w", err)
-	}
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		return nil, nil, err
-	}
-	return slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: level})), func() { f.Close() }, nil
 }
