@@ -38,6 +38,7 @@ func main() {
 	images := map[string]build.Image{
 		"agnhost":  src.agnhostImage(),
 		"busybox":  build.Busybox("/bin/busybox", registry+"busybox:1.37.0-2", registry+"busybox:1.36.1-1"),
+		"glibc":    src.glibcImage(),
 		"nonroot":  nonRoot(),
 		"pause":    src.pauseImage(),
 		"nginx":    src.nginxImage(),
@@ -97,6 +98,13 @@ func (s sources) agnhostImage() build.Image {
 	img := build.Busybox("/bin/busybox", registry+"agnhost:2.66.1", registry+"agnhost:2.55")
 	img.Layers = s.agnhostLayers()
 	img.Config.Entrypoint, img.Config.Cmd = []string{"/agnhost"}, []string{"pause"}
+	return img
+}
+
+// glibcImage is the system without agnhost: all its programs use Debian's C library and so its resolver.
+func (s sources) glibcImage() build.Image {
+	img := build.Busybox("/bin/busybox", registry+"glibc-dns-testing:2.1.1")
+	img.Layers = s.agnhostLayers()[:1]
 	return img
 }
 
