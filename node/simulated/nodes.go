@@ -47,17 +47,18 @@ func (a *Agent) register(ctx context.Context) error {
 // ensureNode creates the Node object, or brings the status of one from an earlier run up to date.
 func (a *Agent) ensureNode(ctx context.Context, n *simNode) error {
 	now := metav1.NewTime(a.cfg.Now().Truncate(time.Second))
-	obj, err := a.cfg.Client.Create(ctx, client.Nodes.Name, a.node(n.name, now), client.WriteOptions{})
+	obj, err := a.cfg.Client.Create(ctx, client.Nodes.Name, a.node(n, now), client.WriteOptions{})
 	if err == nil {
 		created := obj.(*corev1.Node)
 		n.uid = created.UID
+		a.adopt(n, created)
 		if len(created.Status.Conditions) > 0 {
 			return nil
 		}
 	} else if !apierrors.IsAlreadyExists(err) {
 		return err
 	}
-	want := a.node(n.name, now).Status
+	want := a.node(n, now).Status
 	out, err := client.Mutate(ctx, a.cfg.Client, client.Nodes, "", n.name, "status", func(node *corev1.Node) bool {
 		node.Status.Capacity, node.Status.Allocatable = want.Capacity, want.Allocatable
 		node.Status.Conditions, node.Status.Addresses, node.Status.NodeInfo = want.Conditions, want.Addresses, want.NodeInfo
@@ -67,11 +68,13 @@ func (a *Agent) ensureNode(ctx context.Context, n *simNode) error {
 		return err
 	}
 	n.uid = out.UID
+	a.adopt(n, out)
 	return nil
 }
 
 // node is the Node object of a simulated node.
-func (a *Agent) node(name string, now metav1.Time) *corev1.Node {
+func (a *Agent) node(n *simNode, now metav1.Time) *corev1.Node {
+	name, block := n.name, n.pool.block.String()
 	labels := map[string]string{
 		corev1.LabelHostname: name, corev1.LabelOSStable: "linux", corev1.LabelArchStable: runtime.GOARCH,
 		"type": "simulated",
@@ -82,7 +85,7 @@ func (a *Agent) node(name string, now metav1.Time) *corev1.Node {
 	}
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
-		Spec:       corev1.NodeSpec{Taints: slices.Clone(a.cfg.Taints)},
+		Spec:       corev1.NodeSpec{Taints: slices.Clone(a.cfg.Taints), PodCIDR: block, PodCIDRs: []string{block}},
 		Status: corev1.NodeStatus{
 			Capacity:    maps.Clone(a.cfg.Capacity),
 			Allocatable: maps.Clone(a.cfg.Capacity),

@@ -98,9 +98,8 @@ func report(pod *corev1.Pod, s step, at time.Time, address func() string) {
 		st.StartTime = &now
 	}
 	if st.PodIP == "" {
-		st.PodIP = address()
-		if pod.Spec.HostNetwork {
-			st.PodIP = hostIP
+		if st.PodIP = hostIP; !pod.Spec.HostNetwork {
+			st.PodIP = address()
 		}
 		st.PodIPs = []corev1.PodIP{{IP: st.PodIP}}
 		st.HostIP, st.HostIPs = hostIP, []corev1.HostIP{{IP: hostIP}}

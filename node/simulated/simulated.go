@@ -5,7 +5,7 @@
 // nothing else. It never starts a process and never touches the kernel: it is
 // for benchmarks, for tests of schedulers and controllers, and for machines where
 // real containers are not to be had. One goroutine decides for all nodes; writers
-// come into being only while there is something to write.
+// come into being when there is something to write, and end when there has been nothing for a while.
 package simulated
 
 import (
@@ -48,7 +48,8 @@ type Config struct {
 	Taints []corev1.Taint
 	// Version is the kubelet version that nodes report, "v1.37.2" if empty.
 	Version string
-	// PodCIDR is where made-up pod addresses come from, 100.64.0.0/10 if zero.
+	// PodCIDR is where the nodes' ranges of made-up pod addresses come from, 100.64.0.0/10 if zero. It takes none of
+	// what the nodes of real machines are given.
 	PodCIDR netip.Prefix
 	// LeaseEvery is how often each node's lease is renewed, 20 s if zero.
 	LeaseEvery time.Duration
@@ -65,14 +66,15 @@ type Agent struct {
 	nodes map[string]*simNode
 
 	mu       sync.Mutex // guards what follows
-	next     netip.Addr // the address that the next pod is given
 	queue    []types.NamespacedName
 	pods     map[types.NamespacedName]*work
 	failures map[types.NamespacedName]int // in a row, of pods that could not be written
 	writers  int
+	idle     int                                // of the writers, those that wait for a token in kick
 	deadline map[types.NamespacedName]time.Time // when to look at a pod again
 
 	wake chan struct{} // has room for one hint that deadlines changed
+	kick chan struct{} // has room for a token for each writer: there is something to write
 	done sync.WaitGroup
 }
 
@@ -81,6 +83,7 @@ type simNode struct {
 	name string
 	uid  types.UID
 	gone bool // the Node object was deleted: play dead
+	pool pool // guarded by Agent.mu
 }
 
 // work is what the agent knows of a pod that something has to be done for.
@@ -123,17 +126,17 @@ func New(cfg Config) *Agent {
 	a := &Agent{
 		cfg:   cfg,
 		nodes: make(map[string]*simNode, cfg.Count),
-		next:  cfg.PodCIDR.Masked().Addr().Next(),
 		pods:  map[types.NamespacedName]*work{},
 
 		failures: map[types.NamespacedName]int{},
 		deadline: map[types.NamespacedName]time.Time{},
 
 		wake: make(chan struct{}, 1),
+		kick: make(chan struct{}, cfg.Writers),
 	}
 	for i := range cfg.Count {
 		name := fmt.Sprintf("%s%d", cfg.Prefix, i)
-		a.nodes[name] = &simNode{name: name}
+		a.nodes[name] = &simNode{name: name, pool: newPool(blockOf(cfg.PodCIDR, i, cfg.Count))}
 	}
 	return a
 }
@@ -275,20 +278,56 @@ func (a *Agent) enqueue(ctx context.Context, key types.NamespacedName) {
 	}
 	a.pods[key] = &work{}
 	a.queue = append(a.queue, key)
-	if a.writers < a.cfg.Writers {
+	switch {
+	case a.idle > 0:
+		a.idle--
+		a.kick <- struct{}{}
+	case a.writers < a.cfg.Writers:
 		a.writers++
 		a.done.Go(func() { a.write(ctx) })
 	}
 }
 
-// write works the queue off and ends when it is empty.
+// linger is how long a writer without work stays: one whose stack has grown once is worth keeping.
+const linger = 5 * time.Second
+
+// rest waits for work. It returns false when the writer is to end.
+func (a *Agent) rest(ctx context.Context) bool {
+	timer := time.NewTimer(linger)
+	defer timer.Stop()
+	select {
+	case <-a.kick:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.idle > 0 {
+		a.idle--
+		a.writers--
+		return false
+	}
+	<-a.kick // it was sent meanwhile
+	return true
+}
+
+// write works the queue off, and ends when it has been empty for a while.
 func (a *Agent) write(ctx context.Context) {
 	for {
 		a.mu.Lock()
-		if len(a.queue) == 0 || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			a.writers--
 			a.mu.Unlock()
 			return
+		}
+		if len(a.queue) == 0 {
+			a.idle++
+			a.mu.Unlock()
+			if !a.rest(ctx) {
+				return
+			}
+			continue
 		}
 		key := a.queue[0]
 		a.queue = a.queue[1:]
@@ -329,7 +368,8 @@ func (a *Agent) pass(ctx context.Context, key types.NamespacedName) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	for {
-		pod, ok := client.Pods.Get(a.cfg.Client.Snapshot(), key.Namespace, key.Name)
+		snap := a.cfg.Client.Snapshot()
+		pod, ok := client.Pods.Get(snap, key.Namespace, key.Name)
 		if !ok || a.nodes[pod.Spec.NodeName] == nil {
 			return nil
 		}
@@ -350,7 +390,7 @@ func (a *Agent) pass(ctx context.Context, key types.NamespacedName) error {
 			}
 		case run, complete, terminate:
 			out := pod.DeepCopy()
-			report(out, step, a.cfg.Now(), a.address)
+			report(out, step, a.cfg.Now(), func() string { return a.address(snap, pod.Spec.NodeName) })
 			_, err = a.cfg.Client.Update(ctx, client.Pods.Name, out, client.WriteOptions{Subresource: "status"})
 			if apierrors.IsConflict(err) {
 				continue
@@ -362,31 +402,6 @@ func (a *Agent) pass(ctx context.Context, key types.NamespacedName) error {
 		if err != nil || step == remove {
 			return err
 		}
-	}
-}
-
-// address gives the next made-up pod address.
-func (a *Agent) address() string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	out := a.next
-	a.next = out.Next()
-	if !a.cfg.PodCIDR.Contains(a.next) {
-		a.next = a.cfg.PodCIDR.Masked().Addr().Next()
-	}
-	return out.String()
-}
-
-// reserve moves the counter of addresses behind one that is in use from an earlier run.
-func (a *Agent) reserve(pod *corev1.Pod) {
-	addr, err := netip.ParseAddr(pod.Status.PodIP)
-	if err != nil || !a.cfg.PodCIDR.Contains(addr) {
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if next := addr.Next(); a.next.Less(next) && a.cfg.PodCIDR.Contains(next) {
-		a.next = next
 	}
 }
 
