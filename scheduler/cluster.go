@@ -152,7 +152,8 @@ func (c *Cluster) RemoveNode(name string) []*corev1.Pod {
 		homeless = append(homeless, p.object)
 	}
 	c.setImages(n, nil)
-	n.object, n.labels = nil, nil
+	n.object, n.labels, n.allocatable = nil, nil, resources{}
+	n.closed, n.discouraged, n.named = false, false, false
 	c.fileTopologies(n)
 	c.order = slices.DeleteFunc(c.order, func(o *node) bool { return o == n })
 	for _, p := range homeless {
