@@ -40,6 +40,7 @@ func (c *client) exec(m *protocol.Message) {
 	}
 	m.CloseFiles()
 	if err != nil {
+		c.endExec(m.ID)
 		c.reply(m, nil, err)
 		return
 	}
@@ -51,12 +52,18 @@ func (c *client) exec(m *protocol.Message) {
 		c.reply(m, protocol.Started{PID: pid, Time: time.Now()}, nil)
 	}
 	status := c.s.wait(handle)
-	c.mu.Lock()
-	delete(c.execs, m.ID)
-	c.mu.Unlock()
+	c.endExec(m.ID)
 	state := protocol.State{ID: r.ID, PID: pid, Exited: true, Finished: time.Now()}
 	state.Code, state.Signal = exitCode(status)
 	c.reply(m, state, nil)
+}
+
+// endExec forgets an exec: signals to it find nothing.
+func (c *client) endExec(id uint64) {
+	c.mu.Lock()
+	delete(c.execs, id)
+	delete(c.early, id)
+	c.mu.Unlock()
 }
 
 // startExec starts the process and registers it, so that the end of the connection kills it.
@@ -107,7 +114,11 @@ func (c *client) startExec(m *protocol.Message, r protocol.Exec, spec *specs.Pro
 	}
 	c.mu.Lock()
 	c.execs[m.ID] = handle
+	early, signalled := c.early[m.ID]
 	c.mu.Unlock()
+	if signalled {
+		_ = handle.Signal(unix.Signal(early))
+	}
 	if c.ctx.Err() != nil {
 		_ = handle.Signal(unix.SIGKILL)
 	}

@@ -260,14 +260,15 @@ type client struct {
 	events chan *protocol.Message
 
 	mu    sync.Mutex
-	execs map[uint64]*process.Handle // by request
+	execs map[uint64]*process.Handle // by request, nil while it is being started
+	early map[uint64]int             // signals to execs that are being started
 	stops map[uint64]func()          // attaches by request
 }
 
 func newClient(s *server, conn *protocol.Conn) *client {
 	c := &client{
 		s: s, conn: conn, events: make(chan *protocol.Message, eventQueue),
-		execs: map[uint64]*process.Handle{}, stops: map[uint64]func(){},
+		execs: map[uint64]*process.Handle{}, early: map[uint64]int{}, stops: map[uint64]func(){},
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
@@ -286,6 +287,12 @@ func (c *client) run() {
 		if err != nil {
 			break
 		}
+		if m.Op == protocol.OpExec {
+			// From here on, in the order of the connection, it can be signalled.
+			c.mu.Lock()
+			c.execs[m.ID] = nil
+			c.mu.Unlock()
+		}
 		go c.handle(m)
 	}
 	c.s.mu.Lock()
@@ -295,7 +302,9 @@ func (c *client) run() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, h := range c.execs {
-		_ = h.Signal(unix.SIGKILL)
+		if h != nil { // one that is being started looks at ctx
+			_ = h.Signal(unix.SIGKILL)
+		}
 	}
 	for _, stop := range c.stops {
 		stop()
@@ -396,7 +405,11 @@ func (c *client) signal(r protocol.Signal) error {
 		return c.s.signal(r)
 	}
 	c.mu.Lock()
-	h, stop := c.execs[r.Exec], c.stops[r.Exec]
+	h, starting := c.execs[r.Exec]
+	stop := c.stops[r.Exec]
+	if starting && h == nil {
+		c.early[r.Exec] = r.Signal
+	}
 	c.mu.Unlock()
 	switch {
 	case h != nil:

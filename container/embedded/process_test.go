@@ -245,12 +245,14 @@ func TestExec(t *testing.T) {
 	if !errors.As(err, &serr) || !serr.NotFound || !strings.Contains(err.Error(), `exec: "nothing": executable file not found in $PATH`) {
 		t.Errorf("exec of nothing: %v", err)
 	}
-	// A timeout kills.
-	ctx, cancel := context.WithTimeout(f.ctx(), 200*time.Millisecond)
-	defer cancel()
-	_, err = f.Exec(ctx, id, container.ExecConfig{Args: []string{"sleep", "4321"}}, container.Streams{})
-	if !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("timeout: %v", err)
+	// A timeout kills, also one that comes while the process is being started.
+	for _, limit := range []time.Duration{200 * time.Millisecond, 0, 2 * time.Millisecond, 5 * time.Millisecond} {
+		ctx, cancel := context.WithTimeout(f.ctx(), limit)
+		defer cancel()
+		_, err = f.Exec(ctx, id, container.ExecConfig{Args: []string{"sleep", "4321"}}, container.Streams{})
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("timeout of %v: %v", limit, err)
+		}
 	}
 	eventually(t, "the end of a timed out exec", func() bool {
 		_, out, _ := f.exec(id, "ps")
