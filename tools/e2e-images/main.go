@@ -68,13 +68,15 @@ func write(path string, img build.Image) error {
 // lays it out.
 func (s sources) agnhostLayers() [][]build.File {
 	base := build.Busybox("/bin/busybox").Layers[0]
-	tools := s.programs("usr/bin/curl", "usr/bin/dig", "usr/bin/nslookup", "bin/nc.openbsd", "bin/bash", "usr/bin/getent", "bin/ss",
+	tools := s.programs("usr/bin/curl", "usr/bin/dig", "usr/bin/nslookup", "bin/nc.openbsd", "bin/bash", "bin/dash", "usr/bin/getent", "bin/ss",
 		"sbin/ip", "usr/bin/iperf", "usr/bin/socat", "usr/bin/ipcs")
 	var files []build.File
 	for _, f := range base {
 		switch f.Path {
 		case "bin/nc", "bin/nslookup", "bin/ip", "bin/ipcs":
 			continue // Debian's take their places below
+		case "bin/sh": // busybox's shell would take its own commands before those of the path
+			f.Link = "dash"
 		case "etc/passwd":
 			f.Data = append(f.Data, "user-defined-in-image:x:1000:1000::/home/user-defined-in-image:/bin/sh\n"...)
 		case "etc/group":
