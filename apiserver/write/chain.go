@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -470,7 +471,7 @@ func (c *Chain) put(ctx context.Context, t *Target, req *admission.Request, obj 
 	switch {
 	case finished(t.Kind, obj, old):
 		op.Delete = true
-	case equality.Semantic.DeepEqual(obj, old):
+	case unchanged(obj, old):
 		return current, nil
 	}
 	if t.DryRun {
@@ -485,6 +486,21 @@ func (c *Chain) put(ctx context.Context, t *Target, req *admission.Request, obj 
 		return &store.Entry{Key: current.Key, Object: obj}, nil
 	}
 	return entry, err
+}
+
+// unchanged tells whether two versions of an object say the same. It begins at the back, with the status, which is what most
+// updates change: they are told apart at once.
+func unchanged(a, b api.Object) bool {
+	x, y := reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem()
+	if x.Kind() != reflect.Struct || x.Type() != y.Type() {
+		return equality.Semantic.DeepEqual(a, b)
+	}
+	for i := x.NumField() - 1; i >= 0; i-- {
+		if x.Type().Field(i).IsExported() && !equality.Semantic.DeepEqual(x.Field(i).Addr().Interface(), y.Field(i).Addr().Interface()) {
+			return false
+		}
+	}
+	return true
 }
 
 func (c *Chain) uidConflict(t *Target, want, have types.UID) error {
