@@ -47,7 +47,7 @@ type Config struct {
 	Node func() (NodeUsage, error)
 	// DialPod connects to a port of a pod, for port forwarding. Nil: Runtime.Dial.
 	DialPod func(ctx context.Context, pod *corev1.Pod, sandboxID string, port int) (net.Conn, error)
-	// Metrics, if not nil, answers /metrics.
+	// Metrics answers /metrics. Nil: the figures of the pods and of the process.
 	Metrics http.Handler
 	Log     *slog.Logger
 	// Now is the clock of sinceSeconds and of timestamps; time.Now if nil.
@@ -106,9 +106,10 @@ func Handler(cfg Config) *Server {
 	s.mux.HandleFunc("GET /stats/summary", s.statsSummary)
 	s.mux.HandleFunc("GET /metrics/resource", s.metricsResource)
 	s.mux.HandleFunc("GET /metrics/cadvisor", s.metricsCadvisor)
-	if cfg.Metrics != nil {
-		s.mux.Handle("GET /metrics", cfg.Metrics)
+	if cfg.Metrics == nil {
+		cfg.Metrics = http.HandlerFunc(s.metricsOwn)
 	}
+	s.mux.Handle("GET /metrics", cfg.Metrics)
 	return s
 }
 

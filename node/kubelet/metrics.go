@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +59,40 @@ func (e *exposition) send(w http.ResponseWriter) {
 func seconds(nanos uint64) float64 { return float64(nanos) / 1e9 }
 
 func unixSeconds(t time.Time) float64 { return float64(t.UnixNano()) / 1e9 }
+
+// metricsOwn answers /metrics: what the agent itself counts, under the kubelet's names.
+func (s *Server) metricsOwn(w http.ResponseWriter, _ *http.Request) {
+	e := &exposition{}
+	running, containers := 0, map[container.State]int{}
+	for _, pod := range s.cfg.Pods() {
+		if s.cfg.Sandbox(pod.UID) == "" {
+			continue
+		}
+		running++
+		for _, name := range containerNames(pod) {
+			if id := s.cfg.Container(pod.UID, name, false); id != "" {
+				if st, err := s.cfg.Runtime.Container(id); err == nil {
+					containers[st.State]++
+				}
+			}
+		}
+	}
+	e.family("kubelet_node_name", "gauge", "The node's name. The count is always 1.")
+	e.sample("kubelet_node_name", 1, time.Time{}, "node", s.cfg.NodeName)
+	e.family("kubelet_running_pods", "gauge", "Number of pods that have a running pod sandbox")
+	e.sample("kubelet_running_pods", float64(running), time.Time{})
+	e.family("kubelet_running_containers", "gauge", "Number of containers currently running")
+	for _, state := range []container.State{container.StateCreated, container.StateRunning, container.StateExited} {
+		e.sample("kubelet_running_containers", float64(containers[state]), time.Time{}, "container_state", string(state))
+	}
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	e.family("go_goroutines", "gauge", "Number of goroutines that currently exist.")
+	e.sample("go_goroutines", float64(runtime.NumGoroutine()), time.Time{})
+	e.family("go_memstats_heap_alloc_bytes", "gauge", "Number of heap bytes allocated and currently in use.")
+	e.sample("go_memstats_heap_alloc_bytes", float64(mem.HeapAlloc), time.Time{})
+	e.send(w)
+}
 
 // resourceMetric is one figure of a container or of a pod as a whole.
 type resourceMetric struct {

@@ -106,6 +106,10 @@ func TestMetrics(t *testing.T) {
 			`pod_cpu_usage_seconds_total{namespace="default",pod="web"} 5 1772366460000`,
 			`resource_scrape_error 0`,
 		},
+		"/metrics": {
+			`kubelet_running_pods 1`,
+			`kubelet_running_containers{container_state="running"} 1`,
+		},
 		"/metrics/cadvisor": {
 			`container_cpu_usage_seconds_total{container="",id="/kubepods/s1",image="",name="",namespace="default",pod="web",cpu="total"} 5 1772366460000`,
 			`container_spec_memory_limit_bytes{container="app",id="/",image="busybox",name="c1",namespace="default",pod="web"} 1.048576e+07 1772366460000`,
