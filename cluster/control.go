@@ -87,7 +87,14 @@ func (c *Cluster) serveControl() (stop func(), err error) {
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	go server.Serve(l) //nolint:errcheck // ends with ErrServerClosed
-	return func() { server.Close() }, nil
+	return func() {
+		// Whoever asked for the stop gets the answer.
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if server.Shutdown(ctx) != nil {
+			server.Close()
+		}
+	}, nil
 }
 
 // Control speaks with the instance that runs on a data directory.

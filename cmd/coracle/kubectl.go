@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/klog/v2"
 	kubectl "k8s.io/kubectl/pkg/cmd"
 
 	"coracle.dev/coracle/cluster"
@@ -47,6 +50,9 @@ func runKubectl(args []string) int {
 		flags.KubeConfig = &admin
 	}
 	os.Args = append([]string{"kubectl"}, args...)
+	verbosity := klogFlags()
+	_ = verbosity.Set("v", kubectl.GetLogVerbosity(os.Args)) // a bad value is reported when the flags are parsed
+	defer klog.Flush()
 	command := kubectl.NewDefaultKubectlCommandWithArgs(kubectl.KubectlOptions{
 		PluginHandler: kubectl.NewDefaultPluginHandler([]string{"kubectl"}),
 		Arguments:     os.Args,
@@ -55,11 +61,26 @@ func runKubectl(args []string) int {
 	})
 	command.SetArgs(args)
 	command.SilenceErrors = true
+	command.SetGlobalNormalizationFunc(cliflag.WordSepNormalizeFunc)
+	command.PersistentFlags().AddGoFlagSet(verbosity)
 	if err := command.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "error: "+strings.TrimPrefix(err.Error(), "error: "))
 		return 1
 	}
 	return 0
+}
+
+// klogFlags are the flags by which kubectl's users say how much it logs.
+func klogFlags() *flag.FlagSet {
+	all, ours := flag.NewFlagSet("", flag.ContinueOnError), flag.NewFlagSet("", flag.ContinueOnError)
+	klog.InitFlags(all)
+	for name, usage := range map[string]string{
+		"v":       "number for the log level verbosity",
+		"vmodule": "comma-separated list of pattern=N settings for file-filtered logging (only works for the default text log format)",
+	} {
+		ours.Var(all.Lookup(name).Value, name, usage)
+	}
+	return ours
 }
 
 // namesConfig tells whether the user has said which cluster to speak with.

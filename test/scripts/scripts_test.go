@@ -60,6 +60,7 @@ func TestScripts(t *testing.T) {
 			"listen":     listen,
 			"freeport":   freeport,
 			"registry":   serveRegistry,
+			"instance":   oneMore,
 			"expand":     expand,
 		},
 	})
@@ -215,6 +216,25 @@ func kill9(ts *testscript.TestScript, neg bool, args []string) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	ts.Fatalf("process %d is still there", status.PID)
+}
+
+// oneMore is the command instance VARIABLE: it makes the data directory of a further cluster, which is removed at the end of the script as the
+// script's own is, and sets the variable to it.
+func oneMore(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: instance VARIABLE")
+	}
+	dir, err := os.MkdirTemp("", "coracle-script-")
+	ts.Check(err)
+	ts.Setenv(args[0], dir)
+	ts.Defer(func() {
+		c := exec.Command(lookPath(ts, "coracle"), "reset", "--yes", "--data-dir", dir)
+		c.Env = environment(ts)
+		if out, err := c.CombinedOutput(); err != nil {
+			ts.Fatalf("reset: %v: %s", err, out)
+		}
+		os.RemoveAll(dir)
+	})
 }
 
 // listen PORTVAR occupies a free port until the script ends and sets the variable to it.
