@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/websocket"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -232,6 +233,33 @@ func (k kubelet) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte("hello from " + r.URL.Path))
 }
 
+// logSocket reads the log of pod p over a WebSocket.
+func (e *env) logSocket(query, protocol string) (string, error) {
+	u := strings.Replace(e.http.URL, "http", "ws", 1) + "/api/v1/namespaces/default/pods/p/log?" + query
+	config, err := websocket.NewConfig(u, e.http.URL)
+	if err != nil {
+		return "", err
+	}
+	config.Protocol = []string{protocol}
+	if config.TlsConfig, err = rest.TLSConfigFor(e.config); err != nil {
+		return "", err
+	}
+	ws, err := websocket.DialConfig(config)
+	if err != nil {
+		return "", err
+	}
+	defer ws.Close()
+	var all, message string
+	for {
+		if err := websocket.Message.Receive(ws, &message); err == io.EOF {
+			return all, nil
+		} else if err != nil {
+			return all, err
+		}
+		all += message
+	}
+}
+
 func TestNodeStreams(t *testing.T) {
 	k := kubelet{make(chan string, 1)}
 	e := start(t, smallKinds(), func(c *Config) { c.Nodes = func(string) (http.Handler, error) { return k, nil } })
@@ -274,6 +302,18 @@ func TestNodeStreams(t *testing.T) {
 	if !apierrors.IsBadRequest(err) || err.Error() != `previous terminated container "main" in pod "p" not found` {
 		t.Fatalf("%v", err)
 	}
+	if text, err := e.logSocket("container=main", "binary.k8s.io"); err != nil || text != "hello from /containerLogs/default/p/main" {
+		t.Fatalf("log over a WebSocket: %q, %v", text, err)
+	}
+	<-k.asked
+	if text, err := e.logSocket("container=main", "base64.binary.k8s.io"); err != nil || text != "aGVsbG8gZnJvbSAvY29udGFpbmVyTG9ncy9kZWZhdWx0L3AvbWFpbg==" {
+		t.Fatalf("log over a WebSocket: %q, %v", text, err)
+	}
+	<-k.asked
+	if _, err := e.logSocket("container=main&previous=true", "binary.k8s.io"); err == nil {
+		t.Fatal("a WebSocket for a log that is not there")
+	}
+	<-k.asked
 	r := e.raw("POST", "/api/v1/namespaces/default/pods/p/exec?container=main&command=ls&command=-l&stdout=1&tty=false", nil)
 	if body(t, r); r.StatusCode != 200 {
 		t.Fatal(r.Status)

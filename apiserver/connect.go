@@ -214,6 +214,9 @@ func (c *call) podLog() error {
 		return nil
 	}
 	path := "/containerLogs/" + pod.Namespace + "/" + pod.Name + "/" + name
+	if strings.EqualFold(c.r.Header.Get("Upgrade"), "websocket") {
+		return c.logOverSocket(pod, path, q.Encode())
+	}
 	w := &logWriter{ResponseWriter: c.w}
 	if err := c.node(pod.Spec.NodeName, path, q.Encode(), w); err != nil {
 		return err
