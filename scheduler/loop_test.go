@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,19 +32,25 @@ type world struct {
 	*reconciletest.Cluster
 	t         *testing.T
 	scheduler *Scheduler
-	events    []string
+
+	mu     sync.Mutex // guards what follows
+	events []string
 	// bind, if not nil, is asked before each binding.
 	bind func(pod string) error
 	// binds counts attempts to bind.
 	binds int
+
 	// cursor, if not nil, stands for the next cursor.
 	cursor func(store.Cursor) store.Cursor
 }
 
 func (w *world) Bind(ctx context.Context, namespace, name string, uid types.UID, node string) error {
+	w.mu.Lock()
 	w.binds++
-	if w.bind != nil {
-		if err := w.bind(name); err != nil {
+	ask := w.bind
+	w.mu.Unlock()
+	if ask != nil {
+		if err := ask(name); err != nil {
 			return err
 		}
 	}
@@ -58,12 +66,17 @@ func (w *world) Cursor(from store.Revision, resources ...string) (store.Cursor, 
 }
 
 // simulate runs f beside a scheduler, in time of its own.
-func simulate(t *testing.T, f func(w *world)) {
+func simulate(t *testing.T, f func(w *world), before ...func(w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{Cluster: reconciletest.NewCluster(0), t: t}
+		for _, prepare := range before {
+			prepare(w)
+		}
 		w.create(client.Namespaces.Name, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 		w.scheduler = New(Config{Client: w, Log: slog.New(slog.DiscardHandler), Record: func(ev reconcile.Event) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
 			w.events = append(w.events, fmt.Sprintf("%s %s %s: %s", ev.Type, ev.Reason, ev.Regarding.Name, ev.Message))
 		}})
 		ctx, cancel := context.WithCancel(t.Context())
@@ -173,6 +186,8 @@ func (w *world) says(name, reason, message string) {
 
 // recorded takes the events so far.
 func (w *world) recorded() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	all := strings.Join(w.events, "\n")
 	w.events = nil
 	return all
@@ -183,6 +198,19 @@ func (w *world) wantEvents(lines ...string) {
 	if got, want := w.recorded(), strings.Join(lines, "\n"); got != want {
 		w.t.Errorf("events:\n%s\nwant:\n%s", got, want)
 	}
+}
+
+// onBind sets what is asked before each binding.
+func (w *world) onBind(f func(pod string) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bind = f
+}
+
+func (w *world) attempts() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.binds
 }
 
 func important(p *corev1.Pod) {
@@ -331,27 +359,27 @@ func TestBindingFails(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods/binding"}
 	t.Run("for a while", func(t *testing.T) {
 		simulate(t, func(w *world) {
-			w.bind = func(string) error { return errors.New("disk full") }
+			w.onBind(func(string) error { return errors.New("disk full") })
 			w.node("n1", "1")
 			w.pod("a", "1")
 			const message = `running Bind plugin "DefaultBinder": disk full`
 			w.says("a", "SchedulerError", message)
 			w.wantEvents("Warning FailedScheduling a: " + message)
 			// It is tried again after 1, 2, 4, 8 and then every 10 seconds, and not before.
-			start, binds := time.Now(), w.binds
+			start, binds := time.Now(), w.attempts()
 			for _, after := range []time.Duration{1, 3, 7, 15, 25, 35} {
 				time.Sleep(start.Add(after*time.Second - time.Millisecond).Sub(time.Now()))
 				synctest.Wait()
-				if w.binds != binds {
-					t.Errorf("attempt %d came before %d s", w.binds, after)
+				if w.attempts() != binds {
+					t.Errorf("attempt %d came before %d s", w.attempts(), after)
 				}
 				time.Sleep(time.Millisecond)
 				synctest.Wait()
-				if binds++; w.binds != binds {
-					t.Errorf("%d attempts after %d s, want %d", w.binds, after, binds)
+				if binds++; w.attempts() != binds {
+					t.Errorf("%d attempts after %d s, want %d", w.attempts(), after, binds)
 				}
 			}
-			w.bind = nil
+			w.onBind(nil)
 			time.Sleep(mostBackoff)
 			synctest.Wait()
 			w.on("a", "n1")
@@ -360,14 +388,14 @@ func TestBindingFails(t *testing.T) {
 	t.Run("and the room goes to another", func(t *testing.T) {
 		simulate(t, func(w *world) {
 			hold, first := make(chan struct{}), true
-			w.bind = func(string) error {
+			w.onBind(func(string) error {
 				if !first {
 					return nil
 				}
 				first = false
 				<-hold
 				return errors.New("no")
-			}
+			})
 			w.node("n1", "1")
 			w.pod("a", "1")
 			w.pod("b", "1") // refused: a has the room
@@ -380,12 +408,12 @@ func TestBindingFails(t *testing.T) {
 	})
 	t.Run("the pod was bound by someone else", func(t *testing.T) {
 		simulate(t, func(w *world) {
-			w.bind = func(name string) error {
+			w.onBind(func(name string) error {
 				if err := w.Cluster.Bind(context.Background(), "default", name, w.get(name).UID, "n2"); err != nil {
 					return err
 				}
 				return apierrors.NewConflict(pods, name, errors.New("pod is already assigned to node"))
-			}
+			})
 			w.node("n1", "1")
 			w.pod("a", "1")
 			w.on("a", "n2")
@@ -394,12 +422,12 @@ func TestBindingFails(t *testing.T) {
 	})
 	t.Run("it was bound and nobody said so", func(t *testing.T) {
 		simulate(t, func(w *world) {
-			w.bind = func(name string) error {
+			w.onBind(func(name string) error {
 				if err := w.Cluster.Bind(context.Background(), "default", name, w.get(name).UID, "n1"); err != nil {
 					return err
 				}
 				return errors.New("timeout")
-			}
+			})
 			w.node("n1", "1")
 			w.pod("a", "1")
 			w.on("a", "n1")
@@ -407,13 +435,13 @@ func TestBindingFails(t *testing.T) {
 	})
 	t.Run("the pod is gone", func(t *testing.T) {
 		simulate(t, func(w *world) {
-			w.bind = func(name string) error {
-				w.bind = nil
+			w.onBind(func(name string) error {
+				w.onBind(nil)
 				if err := w.Delete(context.Background(), client.Ref{Resource: "pods", Namespace: "default", Name: name}, client.DeleteOptions{}); err != nil {
 					return err
 				}
 				return apierrors.NewNotFound(pods, name)
-			}
+			})
 			w.node("n1", "1")
 			w.pod("a", "1")
 			w.pod("b", "1")
@@ -422,8 +450,8 @@ func TestBindingFails(t *testing.T) {
 	})
 	t.Run("and the pod changed meanwhile", func(t *testing.T) {
 		simulate(t, func(w *world) {
-			w.bind = func(name string) error {
-				w.bind = nil
+			w.onBind(func(name string) error {
+				w.onBind(nil)
 				if _, err := client.Mutate(context.Background(), w.Cluster, client.Pods, "default", name, "", func(p *corev1.Pod) bool {
 					p.Labels = map[string]string{"late": "yes"}
 					return true
@@ -431,10 +459,12 @@ func TestBindingFails(t *testing.T) {
 					return err
 				}
 				return errors.New("no")
-			}
+			})
 			w.node("n1", "4")
 			w.pod("a", "1")
-			if got := w.scheduler.queue.items[w.get("a").UID].pod.object.Labels["late"]; got != "yes" {
+			label, uid := make(chan string, 1), w.get("a").UID
+			w.scheduler.done <- func() { label <- w.scheduler.queue.items[uid].pod.object.Labels["late"] }
+			if <-label != "yes" {
 				t.Error("the queue has an old version of the pod")
 			}
 			time.Sleep(firstBackoff)
@@ -522,21 +552,24 @@ func TestPreemption(t *testing.T) {
 }
 
 func TestPreemptionIsTriedAgainWhenAVictimCannotBeRemoved(t *testing.T) {
+	var refuse atomic.Bool
+	refuse.Store(true)
 	simulate(t, func(w *world) {
 		w.node("n1", "1")
 		w.pod("low", "1")
+		w.pod("high", "1", important)
+		w.on("high", "")
+		refuse.Store(false)
+		time.Sleep(mostBackoff)
+		synctest.Wait()
+		w.on("high", "n1")
+	}, func(w *world) {
 		w.Refuse = func(verb string, ref client.Ref, _ api.Object) error {
-			if verb == "delete" && ref.Name == "low" {
+			if refuse.Load() && verb == "delete" && ref.Name == "low" {
 				return errors.New("not now")
 			}
 			return nil
 		}
-		w.pod("high", "1", important)
-		w.on("high", "")
-		w.Refuse = nil
-		time.Sleep(mostBackoff)
-		synctest.Wait()
-		w.on("high", "n1")
 	})
 }
 
