@@ -100,8 +100,7 @@ func (s *Scheduler) displace(ctx context.Context, by *pod, name string) error {
 		if it := s.queue.items[pod.UID]; it != nil {
 			s.queue.wakeOne(it, anyChange, s.Now())
 		}
-		none := ""
-		if err := s.do(ctx, func(ctx context.Context) { s.setStatus(ctx, pod, nil, &none) }); err != nil {
+		if err := s.do(ctx, func(ctx context.Context) { s.clearNomination(ctx, pod, name) }); err != nil {
 			return err
 		}
 	}
@@ -141,6 +140,15 @@ func (s *Scheduler) setStatus(ctx context.Context, pod *corev1.Pod, want *corev1
 	})
 	if err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
 		s.Log.Warn("writing the PodScheduled condition failed", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+	}
+}
+
+// clearNomination takes a nomination to a node out of a pod's status, unless it names another by now.
+func (s *Scheduler) clearNomination(ctx context.Context, pod *corev1.Pod, node string) {
+	current, ok := client.Pods.Get(s.Client.Snapshot(), pod.Namespace, pod.Name)
+	if ok && current.Status.NominatedNodeName == node {
+		none := ""
+		s.setStatus(ctx, pod, nil, &none)
 	}
 }
 

@@ -103,9 +103,11 @@ func (s *Scheduler) observeWaiting(p, prev *corev1.Pod) {
 	switch {
 	case name != "" && name != before:
 		s.cluster.Nominate(p, name)
-	case name == "" && before != "" && s.cluster.nomination(p) != nil: // not our own doing
-		s.cluster.Nominate(p, "")
-		s.queue.wakeOne(s.queue.items[p.UID], anyChange, s.Now())
+	case name == "" && before != "":
+		if n := s.cluster.nomination(p); n != nil && n.name == before { // else it was our own doing
+			s.cluster.Nominate(p, "")
+			s.queue.wakeOne(s.queue.items[p.UID], anyChange, s.Now())
+		}
 	}
 }
 

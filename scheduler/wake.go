@@ -11,8 +11,8 @@ import (
 type change uint16
 
 const (
-	nodeAdded       change = 1 << iota // or one that is not the last it needs: see mayHold
-	nodeLabels                         // of a node that may hold the pod
+	nodeAdded       change = 1 << iota // one that may hold the pod
+	nodeLabels                         // of such a node
 	nodeTaints                         // likewise
 	nodeAllocatable                    // likewise
 	nodeDomains                        // of any node: what domains there are, and which of them count
