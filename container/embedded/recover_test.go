@@ -418,14 +418,18 @@ func census(t testing.TB, f *fixture) (things string, open int) {
 		count(shim) + count(os.Getpid())
 }
 
-// namespacesOf are the namespaces that processes and pins hold, by process.
-func namespacesOf(t testing.TB) map[string]string {
+// namespacesOf lists the namespaces that threads of these processes are in, with one link to each. The numbers of
+// namespaces that are gone are given out again, so that other programs on the machine may be in what bears the
+// number of one of ours.
+func namespacesOf(t testing.TB, pids ...int) map[string]string {
 	t.Helper()
 	found := map[string]string{}
-	links, _ := filepath.Glob("/proc/[0-9]*/task/[0-9]*/ns/*")
-	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil {
-			found[target] = link
+	for _, pid := range pids {
+		links, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/ns/*", pid))
+		for _, link := range links {
+			if target, err := os.Readlink(link); err == nil {
+				found[target] = link
+			}
 		}
 	}
 	return found
@@ -506,7 +510,7 @@ func TestCycles(t *testing.T) {
 	if len(made) < rounds {
 		t.Errorf("%d namespaces were made", len(made))
 	}
-	for ns, link := range namespacesOf(t) {
+	for ns, link := range namespacesOf(t, os.Getpid(), f.Status().SupervisorPID) {
 		if made[ns] {
 			t.Errorf("%s lives on as %s", ns, link)
 		}
