@@ -20,6 +20,7 @@ import (
 	"coracle.dev/coracle/controllers/nodeipam"
 	"coracle.dev/coracle/controllers/nodelifecycle"
 	"coracle.dev/coracle/controllers/podgc"
+	"coracle.dev/coracle/controllers/protection"
 	"coracle.dev/coracle/controllers/rbac"
 	"coracle.dev/coracle/controllers/replicaset"
 	"coracle.dev/coracle/controllers/resourcequota"
@@ -73,6 +74,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	c.engine.Add(cronjob.Loop())
 	c.engine.Add(rbac.Loops()...)
 	c.engine.Add(resourcequota.Loop(c.registry))
+	c.engine.Add(protection.Loops()...)
 	c.engine.Add(job.Loops()...)
 	c.engine.Add(disruption.Loops()...)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)

@@ -24,6 +24,7 @@ func BuiltIn(reader client.Reader) Chain {
 		priority(),
 		defaultTolerationSeconds(),
 		defaultStorageClass(),
+		storageObjectInUse(),
 		runtimeClass(),
 		certificateRequester(),
 		defaultIngressClass(),
