@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"coracle.dev/coracle/linux/nft"
 )
@@ -20,7 +21,7 @@ type HostPort struct {
 
 // Balancer is what host ports are carried out by; *nft.Balancer is one.
 type Balancer interface {
-	Set(id string, fronts []nft.Front, backends []netip.AddrPort) error
+	Set(id string, fronts []nft.Front, backends []netip.AddrPort, sticky time.Duration) error
 	Remove(id string) error
 }
 
@@ -48,7 +49,7 @@ func (n *Node) Map(sandboxID string, ports []HostPort) error {
 	}
 	for i, p := range ports {
 		id := fmt.Sprintf("hostport/%s/%d", sandboxID, i)
-		if err := n.balancer.Set(id, []nft.Front{p.Front}, []netip.AddrPort{p.Backend}); err != nil {
+		if err := n.balancer.Set(id, []nft.Front{p.Front}, []netip.AddrPort{p.Backend}, 0); err != nil {
 			return errors.Join(fmt.Errorf("host port %d: %w", p.Front.Port, err), n.unmap(sandboxID))
 		}
 		n.mapped[sandboxID] = append(n.mapped[sandboxID], id)

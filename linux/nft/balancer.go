@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -59,6 +60,8 @@ type group struct {
 	chain    *nftables.Chain
 	fronts   []Front
 	backends []netip.AddrPort
+	sticky   time.Duration
+	clients  *nftables.Set // which backend each client has, nil unless sticky
 }
 
 // Registers: the first holds 16 bytes, which are also the four registers of 4 bytes from reg32.
@@ -66,6 +69,7 @@ const (
 	reg1   = unix.NFT_REG_1
 	reg32b = unix.NFT_REG32_01
 	reg32c = unix.NFT_REG32_02
+	reg4   = unix.NFT_REG_4
 )
 
 var (
@@ -191,32 +195,40 @@ func (b *Balancer) mapOf(f Front) *nftables.Set {
 }
 
 // Set makes connections to any of the fronts go to one of the backends, chosen at random. With
-// no backends they stay as they are: those to a virtual range are refused. id names the group; what it was before is replaced, all
-// in one transaction. Fronts and backends that are not IPv4 are left out.
-func (b *Balancer) Set(id string, fronts []Front, backends []netip.AddrPort) error {
+// no backends they stay as they are: those to a virtual range are refused. If sticky is not zero, a client's address goes to
+// the backend that it had before, as long as that is one and the last connection is no longer ago than sticky. id names the
+// group; what it was before is replaced, all in one transaction, except for what clients have. Fronts and backends that are
+// not IPv4 are left out.
+func (b *Balancer) Set(id string, fronts []Front, backends []netip.AddrPort, sticky time.Duration) error {
 	fronts = slices.DeleteFunc(slices.Clone(fronts), func(f Front) bool { return f.Addr.IsValid() && !f.Addr.Is4() })
 	backends = slices.DeleteFunc(slices.Clone(backends), func(a netip.AddrPort) bool { return !a.Addr().Is4() })
 	slices.SortFunc(backends, netip.AddrPort.Compare)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	old := b.groups[id]
-	if old != nil && slices.Equal(old.fronts, fronts) && slices.Equal(old.backends, backends) {
+	if old != nil && slices.Equal(old.fronts, fronts) && slices.Equal(old.backends, backends) && old.sticky == sticky {
 		return nil
 	}
 	if len(fronts) == 0 {
 		return b.remove(id)
 	}
-	g := &group{fronts: fronts, backends: backends}
+	g := &group{fronts: fronts, backends: backends, sticky: sticky}
+	sum := sha256.Sum256([]byte(id))
+	name := hex.EncodeToString(sum[:12])
 	if old != nil {
-		g.chain = old.chain
+		g.chain, g.clients = old.chain, old.clients
 		b.conn.FlushChain(g.chain)
 	} else {
-		sum := sha256.Sum256([]byte(id))
-		g.chain = b.conn.AddChain(&nftables.Chain{Name: "g" + hex.EncodeToString(sum[:12]), Table: b.table})
+		g.chain = b.conn.AddChain(&nftables.Chain{Name: "g" + name, Table: b.table})
 		old = &group{}
 	}
+	if err := b.keepClients(g, "c"+name); err != nil {
+		return fmt.Errorf("nftables: set %s: %w", id, err)
+	}
 	if len(backends) > 0 {
-		b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: g.chain, Exprs: b.choose(backends)})
+		for _, exprs := range b.rules(g) {
+			b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: g.chain, Exprs: exprs})
+		}
 	}
 	if err := b.change(old, g); err != nil {
 		return err
@@ -247,6 +259,9 @@ func (b *Balancer) remove(id string) error {
 	}
 	b.conn.FlushChain(g.chain)
 	b.conn.DelChain(g.chain)
+	if g.clients != nil {
+		b.conn.DelSet(g.clients)
+	}
 	if err := b.conn.Flush(); err != nil {
 		return fmt.Errorf("nftables: remove %s: %w", id, err)
 	}
@@ -300,29 +315,88 @@ func (b *Balancer) count(g *group, sign int) {
 	}
 }
 
-// choose is the one rule of a group that has backends.
-func (b *Balancer) choose(backends []netip.AddrPort) []expr.Any {
+// maxClients is how many clients a group remembers.
+const maxClients = 65536
+
+// keepClients makes the map of a sticky group's clients, and removes that of one that is sticky no more.
+func (b *Balancer) keepClients(g *group, name string) error {
+	if g.sticky > 0 == (g.clients != nil) {
+		return nil
+	}
+	if g.clients != nil {
+		b.conn.DelSet(g.clients)
+		g.clients = nil
+		return nil
+	}
+	g.clients = &nftables.Set{Table: b.table, Name: name, IsMap: true, Dynamic: true, HasTimeout: true, Size: maxClients,
+		KeyType: nftables.TypeIPAddr, DataType: backType}
+	return b.conn.AddSet(g.clients, nil)
+}
+
+// deleteOp is the third operation of a set's change by a rule, after adding and updating (linux/netfilter/nf_tables.h).
+const deleteOp = 2
+
+// rules are those of a group that has backends.
+func (b *Balancer) rules(g *group) [][]expr.Any {
 	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1, RegProtoMin: reg32b, Specified: true}
+	choose := b.choose(g.backends)
+	if g.clients == nil {
+		return [][]expr.Any{append(choose, dnat)}
+	}
+	current := &nftables.Set{Table: b.table, Anonymous: true, Constant: true, Concatenation: true, KeyType: backType}
+	elements := make([]nftables.SetElement, len(g.backends))
+	for i, a := range g.backends {
+		elements[i] = nftables.SetElement{Key: value(a)}
+	}
+	b.addConstant(current, elements)
+	client := &expr.Payload{DestRegister: reg4, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
+	remember := func(op uint32) *expr.Dynset {
+		return &expr.Dynset{SrcRegKey: reg4, SrcRegData: reg1, SetName: g.clients.Name, SetID: g.clients.ID, Operation: op, Timeout: g.sticky}
+	}
+	return [][]expr.Any{
+		{
+			client,
+			&expr.Lookup{SourceRegister: reg4, DestRegister: reg1, IsDestRegSet: true, SetName: g.clients.Name, SetID: g.clients.ID},
+			&expr.Lookup{SourceRegister: reg1, SetName: current.Name, SetID: current.ID},
+			remember(unix.NFT_DYNSET_OP_UPDATE),
+			dnat,
+		},
+		append(choose, client,
+			// An update would keep the backend of before, which is gone.
+			&expr.Dynset{SrcRegKey: reg4, SrcRegData: reg1, SetName: g.clients.Name, SetID: g.clients.ID, Operation: deleteOp},
+			remember(unix.NFT_DYNSET_OP_ADD), dnat),
+	}
+}
+
+// value is a backend as maps hold it: each part padded to four bytes.
+func value(a netip.AddrPort) []byte {
+	return append(binary.BigEndian.AppendUint16(a.Addr().AsSlice(), a.Port()), 0, 0)
+}
+
+// addConstant adds an anonymous set to the transaction.
+func (b *Balancer) addConstant(set *nftables.Set, elements []nftables.SetElement) {
+	if err := b.conn.AddSet(set, elements); err != nil {
+		panic(err) // only a wrong type of set is refused here, and it is a constant one
+	}
+}
+
+// choose puts one of the backends, at random, into the first two registers.
+func (b *Balancer) choose(backends []netip.AddrPort) []expr.Any {
 	if len(backends) == 1 {
 		return []expr.Any{
 			&expr.Immediate{Register: reg1, Data: backends[0].Addr().AsSlice()},
 			&expr.Immediate{Register: reg32b, Data: binary.BigEndian.AppendUint16(nil, backends[0].Port())},
-			dnat,
 		}
 	}
 	choice := &nftables.Set{Table: b.table, Anonymous: true, Constant: true, IsMap: true, KeyType: nftables.TypeInteger, DataType: backType}
 	elements := make([]nftables.SetElement, len(backends))
 	for i, a := range backends {
-		value := binary.BigEndian.AppendUint16(a.Addr().AsSlice(), a.Port())
-		elements[i] = nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, uint32(i)), Val: append(value, 0, 0)}
+		elements[i] = nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, uint32(i)), Val: value(a)}
 	}
-	if err := b.conn.AddSet(choice, elements); err != nil {
-		panic(err) // only a wrong type of set is refused here, and it is a constant one
-	}
+	b.addConstant(choice, elements)
 	return []expr.Any{
 		&expr.Numgen{Register: reg1, Type: unix.NFT_NG_RANDOM, Modulus: uint32(len(backends))},
 		&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: choice.Name, SetID: choice.ID},
-		dnat,
 	}
 }
 

@@ -75,7 +75,7 @@ func TestBalance(t *testing.T) {
 	vip := netip.MustParseAddr("10.255.79.10")
 	front := nft.Front{Addr: vip, Proto: 6, Port: 80}
 	node := nft.Front{Proto: 6, Port: 31999}
-	if err := b.Set("a", []nft.Front{front, node}, backends); err != nil {
+	if err := b.Set("a", []nft.Front{front, node}, backends, 0); err != nil {
 		t.Fatal(err)
 	}
 	ask := func(where, address string) (body string, err error) {
@@ -111,7 +111,7 @@ func TestBalance(t *testing.T) {
 		}
 	}
 	// One backend: a pod reaches itself through the front.
-	if err := b.Set("a", []nft.Front{front}, backends[:1]); err != nil {
+	if err := b.Set("a", []nft.Front{front}, backends[:1], 0); err != nil {
 		t.Fatal(err)
 	}
 	if body, err := ask(paths[0], "10.255.79.10:80"); err != nil || body != "coracle-test-s0" {
@@ -121,7 +121,7 @@ func TestBalance(t *testing.T) {
 		t.Error("the node port still answers after it was taken away")
 	}
 	// No backend: refused at once, not after a time-out.
-	if err := b.Set("a", []nft.Front{front}, nil); err != nil {
+	if err := b.Set("a", []nft.Front{front}, nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	for from, where := range map[string]string{"host": "", "pod": paths[1]} {
@@ -130,10 +130,53 @@ func TestBalance(t *testing.T) {
 			t.Errorf("without endpoints, from %s: %v after %s, want to be refused at once", from, err, time.Since(began))
 		}
 	}
+	// Sticky: a client stays where it is while that is a backend, and when there are more.
+	set := func(backends []netip.AddrPort, sticky time.Duration) {
+		t.Helper()
+		if err := b.Set("a", []nft.Front{front}, backends, sticky); err != nil {
+			t.Fatal(err)
+		}
+	}
+	where := func(from string) string {
+		t.Helper()
+		body, err := ask(from, "10.255.79.10:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return body
+	}
+	set(backends[1:], time.Hour)
+	if got := where(""); got != "coracle-test-s1" {
+		t.Errorf("the only backend: %s", got)
+	}
+	set(backends, time.Hour)
+	for range 10 {
+		if got := where(""); got != "coracle-test-s1" {
+			t.Fatalf("a sticky client moved to %s", got)
+		}
+	}
+	set(backends[:1], time.Hour)
+	for _, set2 := range [][]netip.AddrPort{backends[:1], backends} {
+		set(set2, 2*time.Hour)
+		for range 10 {
+			if got := where(""); got != "coracle-test-s0" {
+				t.Fatalf("a client whose backend had gone moved on to %s", got)
+			}
+		}
+	}
+	set(backends, 0)
+	seen := map[string]bool{}
+	for range 40 {
+		seen[where("")] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("no longer sticky, 40 connections reached %v", seen)
+	}
+	set(backends, time.Hour)
 	if err := b.Remove("a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Set("b", []nft.Front{front}, backends[1:]); err != nil {
+	if err := b.Set("b", []nft.Front{front}, backends[1:], 0); err != nil {
 		t.Fatal(err)
 	}
 	if body, err := ask(paths[0], "10.255.79.10:80"); err != nil || body != "coracle-test-s1" {

@@ -21,7 +21,7 @@ import (
 
 // Balancer is what a plan is carried out by; *nft.Balancer is one.
 type Balancer interface {
-	Set(id string, fronts []nft.Front, backends []netip.AddrPort) error
+	Set(id string, fronts []nft.Front, backends []netip.AddrPort, sticky time.Duration) error
 	Remove(id string) error
 }
 
@@ -30,6 +30,7 @@ type Port struct {
 	ID       string // "<namespace>/<name>/<port>"
 	Fronts   []nft.Front
 	Backends []netip.AddrPort
+	Sticky   time.Duration // how long a client keeps its backend, 0 for each connection anew
 }
 
 // Plan says what the ports of a Service want; nothing for one that has no cluster
@@ -44,7 +45,7 @@ func Plan(s store.Snapshot, namespace, name string, served map[netip.Addr]bool) 
 	var ports []Port
 	for i := range svc.Spec.Ports {
 		p := &svc.Spec.Ports[i]
-		want := Port{ID: namespace + "/" + name + "/" + string(p.Protocol) + "/" + p.Name}
+		want := Port{ID: namespace + "/" + name + "/" + string(p.Protocol) + "/" + p.Name, Sticky: sticky(svc)}
 		number := nft.Protocol(string(p.Protocol))
 		for _, text := range append(append([]string{}, svc.Spec.ClusterIPs...), svc.Spec.ExternalIPs...) {
 			if ip, err := netip.ParseAddr(text); err == nil && !served[ip] {
@@ -66,6 +67,18 @@ func Plan(s store.Snapshot, namespace, name string, served map[netip.Addr]bool) 
 		ports = append(ports, want)
 	}
 	return ports
+}
+
+// sticky is how long a client keeps its backend.
+func sticky(svc *corev1.Service) time.Duration {
+	if svc.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	seconds := int32(corev1.DefaultClientIPServiceAffinitySeconds)
+	if c := svc.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 func backends(s store.Snapshot, svc *corev1.Service, p *corev1.ServicePort) []netip.AddrPort {
@@ -197,7 +210,7 @@ func (a *applied) apply(key reconcile.Key, ports []Port) error {
 		a.ids[key] = ids
 	}
 	for _, p := range ports {
-		if err := a.balancer.Set(p.ID, p.Fronts, p.Backends); err != nil {
+		if err := a.balancer.Set(p.ID, p.Fronts, p.Backends, p.Sticky); err != nil {
 			return err
 		}
 	}

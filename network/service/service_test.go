@@ -24,7 +24,7 @@ import (
 // table is a Balancer that remembers.
 type table map[string][]netip.AddrPort
 
-func (t table) Set(id string, _ []nft.Front, backends []netip.AddrPort) error {
+func (t table) Set(id string, _ []nft.Front, backends []netip.AddrPort, _ time.Duration) error {
 	t[id] = backends
 	return nil
 }
