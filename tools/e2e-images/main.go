@@ -2,7 +2,7 @@
 // registry: out of agnhost built from upstream's source, Debian's busybox, and programs of Debian's packages. Each goes to a
 // docker archive in the directory that -out names.
 //
-//	e2e-images -out DIR -agnhost PROGRAM -pause PROGRAM -kubernetes DIR -debian DIR
+//	e2e-images -out DIR -agnhost PROGRAM -pause PROGRAM -nnp PROGRAM -kubernetes DIR -debian DIR
 //
 // -kubernetes is the unpacked module k8s.io/kubernetes (data of some images), -debian a directory where packages were
 // unpacked; programs that are not there are taken from this machine, and those in neither are left out with a word.
@@ -24,7 +24,7 @@ const registry = "registry.k8s.io/e2e-test-images/"
 
 // sources are where the files of images come from.
 type sources struct {
-	agnhost, pause, kubernetes, debian string
+	agnhost, pause, nnp, kubernetes, debian string
 }
 
 func main() {
@@ -32,6 +32,7 @@ func main() {
 	out := flag.String("out", ".", "directory for the archives")
 	flag.StringVar(&src.agnhost, "agnhost", "agnhost", "upstream's agnhost, static")
 	flag.StringVar(&src.pause, "pause", "pause", "tools/e2e-images/pause, static")
+	flag.StringVar(&src.nnp, "nnp", "nnp", "upstream's nonewprivs, static")
 	flag.StringVar(&src.kubernetes, "kubernetes", "", "unpacked module k8s.io/kubernetes")
 	flag.StringVar(&src.debian, "debian", "", "directory with unpacked Debian packages")
 	flag.Parse()
@@ -40,6 +41,7 @@ func main() {
 		"busybox":  build.Busybox("/bin/busybox", registry+"busybox:1.37.0-2", registry+"busybox:1.36.1-1"),
 		"glibc":    src.glibcImage(),
 		"nonroot":  nonRoot(),
+		"nnp":      src.noNewPrivileges(),
 		"pause":    src.pauseImage(),
 		"nginx":    src.nginxImage(),
 		"kitten":   src.demoImage("kitten"),
@@ -137,6 +139,14 @@ func (s sources) pauseImage() build.Image {
 func nonRoot() build.Image {
 	img := build.Busybox("/bin/busybox", registry+"nonroot:1.5")
 	img.Config.User = "1234"
+	return img
+}
+
+// noNewPrivileges has a program that changes to root by its file's mode and tells what it became.
+func (s sources) noNewPrivileges() build.Image {
+	img := build.Busybox("/bin/busybox", registry+"nonewprivs:1.4")
+	img.Layers = append(img.Layers, []build.File{{Path: "usr/local/bin/nnp", From: s.nnp, Mode: 0o6755}})
+	img.Config.Cmd = []string{"nnp"}
 	return img
 }
 

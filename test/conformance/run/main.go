@@ -112,6 +112,7 @@ func (r *runner) prepare() error {
 		{"e2e.test", here, []string{"go", "test", "-c", "-trimpath", "-ldflags", ldflags, "-o", r.file("e2e.test"), module + "/test/e2e"}},
 		{"ginkgo", here, []string{"go", "build", "-trimpath", "-o", r.file("ginkgo"), "github.com/onsi/ginkgo/v2/ginkgo"}},
 		{"agnhost", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("agnhost"), module + "/test/images/agnhost"}},
+		{"nnp", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("nnp"), module + "/test/images/nonewprivs"}},
 		{"pause", r.root, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("pause"), "./tools/e2e-images/pause"}},
 		{"debian", r.work, []string{"sh", "-ec", "mkdir -p packages debian; cd packages; apt-get download " +
 			strings.Join(packages, " ") + " >/dev/null; for p in *.deb; do dpkg-deb -x \"$p\" ../debian; done"}},
@@ -133,7 +134,7 @@ func (r *runner) prepare() error {
 		return err
 	}
 	fmt.Println("making images")
-	return r.command(r.root, "go", "run", "./tools/e2e-images", "-out", images, "-agnhost", r.file("agnhost"), "-pause", r.file("pause"),
+	return r.command(r.root, "go", "run", "./tools/e2e-images", "-out", images, "-agnhost", r.file("agnhost"), "-pause", r.file("pause"), "-nnp", r.file("nnp"),
 		"-kubernetes", strings.TrimSpace(source), "-debian", r.file("debian"))
 }
 
