@@ -322,3 +322,16 @@ func TestNodeStreams(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+func TestReviewAsTable(t *testing.T) {
+	e := start(t, authKinds())
+	for path, want := range map[string]int{
+		"/apis/authorization.k8s.io/v1/selfsubjectaccessreviews": http.StatusNotAcceptable,
+		"/apis/authentication.k8s.io/v1/selfsubjectreviews":      http.StatusNotAcceptable,
+	} {
+		r := e.raw("POST", path, map[string]string{"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"})
+		if text := body(t, r); r.StatusCode != want {
+			t.Errorf("%s: %s %s", path, r.Status, text)
+		}
+	}
+}

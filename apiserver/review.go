@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/apiserver/wire"
 	"coracle.dev/coracle/client"
 )
 
@@ -25,6 +26,10 @@ func (c *call) virtual() error {
 		return c.createBinding()
 	case "componentstatuses":
 		return c.componentStatus()
+	}
+	// A review has no metadata and no columns: it is answered as itself or not at all.
+	if _, err := wire.Negotiate(c.r, wire.Offer{}); err != nil {
+		return err
 	}
 	o, err := c.options("CreateOptions")
 	if err != nil {
