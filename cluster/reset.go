@@ -85,6 +85,11 @@ func Reset(ctx context.Context, dataDir, kubeconfig string) error {
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, ErrDamaged):
 		return err
 	}
+	if os.Getuid() == 0 {
+		if err := unreserve(dataDir); err != nil {
+			return err
+		}
+	}
 	if err := forgetKubeconfig(dataDir, id.ID, kubeconfig); err != nil {
 		return err
 	}
