@@ -81,23 +81,31 @@ func (c *Cluster) startState(context.Context) (func(context.Context) error, stri
 	return stop, c.cfg.DataDir, nil
 }
 
-// chooseRanges chooses the ranges of a new instance and takes the pods' one in the kernel at once, with or without
-// a real node, so that no other instance chooses the same one.
+// chooseRanges chooses the ranges of a new instance and reserves them, with or without a real node: it may get one later.
+// Without root it can have none.
 func (c *Cluster) chooseRanges() (pods, services netip.Prefix, err error) {
-	if c.cfg.PodCIDR != "" {
-		return netip.MustParsePrefix(c.cfg.PodCIDR), netip.MustParsePrefix(c.cfg.ServiceCIDR), nil
-	}
 	unlock, err := lockMachine()
 	if err != nil {
 		return pods, services, err
 	}
 	defer unlock()
-	taken, err := link.Routed()
-	if err != nil {
-		return pods, services, err
+	if c.cfg.PodCIDR != "" {
+		pods, services = netip.MustParsePrefix(c.cfg.PodCIDR), netip.MustParsePrefix(c.cfg.ServiceCIDR)
+	} else {
+		routed, err := link.Routed()
+		if err != nil {
+			return pods, services, err
+		}
+		others, err := reserved(c.cfg.DataDir)
+		if err != nil {
+			return pods, services, err
+		}
+		if pods, services, err = freeRanges(append(routed, others...)); err != nil {
+			return pods, services, err
+		}
 	}
-	if pods, services, err = freeRanges(taken); err == nil && os.Getuid() == 0 {
-		err = link.Blackhole(pods)
+	if os.Getuid() == 0 {
+		err = reserve(c.cfg.DataDir, pods, services)
 	}
 	return pods, services, err
 }

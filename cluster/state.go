@@ -127,20 +127,3 @@ func lockMachine() (unlock func(), err error) {
 	}
 	return func() { f.Close() }, nil
 }
-
-// freeRanges chooses a pair of /16 ranges that overlap with nothing the machine has
-// routes to: 10.42 and 10.43, or the next pair.
-func freeRanges(taken []netip.Prefix) (pods, services netip.Prefix, err error) {
-	for second := 42; second < 254; second += 2 {
-		pods = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(second), 0, 0}), 16)
-		services = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(second + 1), 0, 0}), 16)
-		free := true
-		for _, t := range taken {
-			free = free && !t.Overlaps(pods) && !t.Overlaps(services)
-		}
-		if free {
-			return pods, services, nil
-		}
-	}
-	return pods, services, errors.New("every range that could be chosen for pods and services is routed already: give --pod-cidr and --service-cidr")
-}
