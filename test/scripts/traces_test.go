@@ -3,6 +3,7 @@ package scripts
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -45,14 +46,14 @@ func (in instance) traces(ts *testscript.TestScript) []string {
 			add("process", filepath.Base(dir)+" "+string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 		}
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	ts.Check(err)
 	for _, l := range links {
 		if strings.HasPrefix(l.Attrs().Name, "co"+in.ID[:4]) {
 			add("link", l.Attrs().Name)
 		}
 	}
-	routes, err := netlink.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := whole(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_V4) })
 	ts.Check(err)
 	for _, r := range routes {
 		if r.Dst == nil {
@@ -90,6 +91,16 @@ func (in instance) traces(ts *testscript.TestScript) []string {
 	}
 	slices.Sort(found)
 	return found
+}
+
+// whole lists again if the list changed while it was read.
+func whole[T any](list func() ([]T, error)) (found []T, err error) {
+	for range 100 {
+		if found, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return found, err
 }
 
 // current reads the running cluster's identity and keeps it for when its directory is gone.
