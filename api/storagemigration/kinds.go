@@ -76,8 +76,10 @@ func status(s, old *storagemigrationv1.StorageVersionMigrationStatus) field.Erro
 	path := field.NewPath("status", "conditions")
 	at := field.NewPath("status", "resourceVersion")
 	var errs field.ErrorList
-	if _, err := resourceversion.CompareResourceVersion(s.ResourceVersion, s.ResourceVersion); err != nil {
-		errs = append(errs, field.Invalid(at, s.ResourceVersion, err.Error()))
+	if s.ResourceVersion != "" { // else the migration has not begun
+		if _, err := resourceversion.CompareResourceVersion(s.ResourceVersion, s.ResourceVersion); err != nil {
+			errs = append(errs, field.Invalid(at, s.ResourceVersion, err.Error()))
+		}
 	}
 	errs = append(errs, validate.Conditions(s.Conditions, path)...)
 	if old.ResourceVersion != "" && old.ResourceVersion != s.ResourceVersion {
