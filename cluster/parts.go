@@ -137,7 +137,33 @@ func (c *Cluster) startStore(context.Context) (func(context.Context) error, stri
 		return nil, "", c.explainStore(err)
 	}
 	c.store = s
-	return func(context.Context) error { return s.Close() }, fmt.Sprintf("revision %d", s.Snapshot().Revision()), nil
+	stopForgetting := c.run("compaction", c.forgetHistory)
+	stop := func(ctx context.Context) error { return errors.Join(stopForgetting(ctx), s.Close()) }
+	return stop, fmt.Sprintf("revision %d", s.Snapshot().Revision()), nil
+}
+
+// historyLife is how long past versions are kept for watches that come back, at least; as upstream's
+// --etcd-compaction-interval.
+const historyLife = 5 * time.Minute
+
+// forgetHistory lets go of past versions by age, so that a cluster that was busy returns to the memory of one at rest. Age
+// is a matter of the clock: this is one wake-up in five minutes.
+func (c *Cluster) forgetHistory(ctx context.Context) error {
+	timer := time.NewTimer(historyLife)
+	defer timer.Stop()
+	seen := c.store.Snapshot().Revision()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		if err := c.store.Compact(seen); err != nil && !errors.Is(err, store.ErrCompacted) {
+			c.log.Warn("history is kept longer than it should be", "error", err)
+		}
+		seen = c.store.Snapshot().Revision()
+		timer.Reset(historyLife)
+	}
 }
 
 // explainStore adds what to do to the errors that a user can do something about.
