@@ -35,7 +35,7 @@ type runner struct {
 	parallel                         int
 	limit                            time.Duration
 	report                           string
-	merge, rebuild, keep             bool
+	merge, rebuild, keep, collect    bool
 	ctx                              context.Context
 }
 
@@ -51,6 +51,7 @@ func main() {
 	flag.StringVar(&r.report, "report", "", "file to write (default docs/results/conformance.md in the tree)")
 	flag.BoolVar(&r.merge, "merge", false, "tests that this run leaves out keep the results of earlier runs in the working directory")
 	flag.BoolVar(&r.rebuild, "rebuild", false, "build programs and images again")
+	flag.BoolVar(&r.collect, "collect", false, "run nothing: write the page from all the reports in the working directory")
 	flag.BoolVar(&r.keep, "keep", false, "leave the cluster running")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -73,6 +74,10 @@ func (r *runner) run() (err error) {
 	}
 	if r.report == "" {
 		r.report = filepath.Join(r.root, "docs/results/conformance.md")
+	}
+	if r.collect {
+		r.merge = true
+		return r.write("", time.Now())
 	}
 	if err := r.prepare(); err != nil {
 		return err

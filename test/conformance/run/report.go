@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/xml"
 	"fmt"
 	"os"
@@ -29,9 +30,11 @@ type junit struct {
 		Time    float64 `xml:"time,attr"`
 		Failure *struct {
 			Message string `xml:"message,attr"`
+			Text    string `xml:",chardata"`
 		} `xml:"failure"`
 		Error *struct {
 			Message string `xml:"message,attr"`
+			Text    string `xml:",chardata"`
 		} `xml:"error"`
 	} `xml:"testsuite>testcase"`
 }
@@ -66,6 +69,9 @@ func (r *runner) write(reports string, began time.Time) error {
 
 // scope says what was asked for.
 func (r *runner) scope() string {
+	if r.collect {
+		return "the last result of each test over several runs, by groups"
+	}
 	s := "all tests"
 	if r.focus != "" {
 		s = "tests that match `" + r.focus + "`"
@@ -101,9 +107,9 @@ func read(file string, all map[string]result) error {
 		res := result{name: c.Name, group: group[1], outcome: c.Status, seconds: c.Time}
 		switch {
 		case c.Failure != nil:
-			res.why = c.Failure.Message
+			res.why = cmp.Or(c.Failure.Message, c.Failure.Text)
 		case c.Error != nil:
-			res.why = c.Error.Message
+			res.why = cmp.Or(c.Error.Message, c.Error.Text)
 		}
 		all[c.Name] = res
 	}
