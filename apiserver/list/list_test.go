@@ -82,17 +82,25 @@ func TestPinsAreBounded(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.hold(st.Snapshot(), now.Add(time.Duration(i)*time.Second))
+		p.hold(st.Snapshot(), false, now.Add(time.Duration(i)*time.Second))
 	}
 	if len(p.held) != maxPins {
 		t.Fatalf("%d snapshots are held", len(p.held))
 	}
 	last := st.Snapshot().Revision()
-	if p.get(last, now.Add(3*time.Minute)) == nil {
-		t.Fatal("the newest was dropped")
+	for range 3 { // that a list goes on does not make it last
+		snap, over := p.get(last, now.Add(6*time.Minute))
+		if snap == nil || over {
+			t.Fatal("the newest was dropped")
+		}
+		p.hold(snap, true, now.Add(6*time.Minute))
 	}
-	if p.get(last, now.Add(30*time.Minute)) != nil || len(p.held) != 0 {
-		t.Fatalf("after half an hour %d are held", len(p.held))
+	if snap, over := p.get(last, now.Add(8*time.Minute)); snap != nil || !over || len(p.held) != 0 {
+		t.Fatalf("after its time %v, %v, %d are held", snap, over, len(p.held))
+	}
+	p.hold(st.Snapshot(), false, now.Add(8*time.Minute))
+	if snap, over := p.get(last, now.Add(9*time.Minute)); snap == nil || over {
+		t.Fatal("a list from the beginning has no time of its own")
 	}
 }
 

@@ -105,7 +105,7 @@ func (l *Lister) List(ctx context.Context, sel *Selection, namespace string, nam
 	if sel.All() {
 		page.Meta.RemainingItemCount = &more
 	}
-	l.pins.hold(snap, l.Now())
+	l.pins.hold(snap, o.Continue != "", l.Now())
 	return page, nil
 }
 
@@ -154,10 +154,14 @@ func (l *Lister) resume(sel *Selection, namespace string, namespaced bool, o Opt
 	if t.Revision < 0 {
 		return l.Store.Snapshot(), &key, nil
 	}
-	if snap := l.pins.get(t.Revision, l.Now()); snap != nil {
+	snap, over := l.pins.get(t.Revision, l.Now())
+	switch {
+	case over:
+		return nil, nil, continueExpired(t)
+	case snap != nil:
 		return snap, &key, nil
 	}
-	snap, err := l.Store.SnapshotAt(t.Revision, sel.resource)
+	snap, err = l.Store.SnapshotAt(t.Revision, sel.resource)
 	switch {
 	case errors.Is(err, store.ErrCompacted):
 		return nil, nil, continueExpired(t)
