@@ -15,7 +15,7 @@ import (
 
 func needRoot(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("mounts need root")
+		t.Fatal("this test mounts: run it as root")
 	}
 }
 
