@@ -6,6 +6,7 @@ package coracle
 
 import (
 	_ "github.com/cockroachdb/pebble/v2"
+	_ "github.com/coreos/go-oidc/v3/oidc"
 	_ "github.com/google/cel-go/cel"
 	_ "github.com/google/go-containerregistry/pkg/registry"
 	_ "github.com/google/go-containerregistry/pkg/v1/remote"
@@ -27,6 +28,7 @@ import (
 	_ "k8s.io/apimachinery/pkg/util/strategicpatch"
 	_ "k8s.io/apiserver/pkg/cel/library"
 	_ "k8s.io/client-go/kubernetes"
+	_ "k8s.io/cluster-bootstrap/token/jws"
 	_ "k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 	_ "k8s.io/cri-streaming/pkg/streaming"
@@ -36,6 +38,8 @@ import (
 	_ "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	_ "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 	_ "k8s.io/mount-utils"
+	_ "k8s.io/pod-security-admission/policy"
 	_ "k8s.io/streaming/pkg/httpstream"
+	_ "sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	_ "sigs.k8s.io/yaml"
 )

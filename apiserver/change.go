@@ -125,6 +125,7 @@ func (c *call) create() error {
 	}
 	t := c.target()
 	t.DryRun, t.Manager = o.dryRun, o.manager
+	t.Options = &metav1.CreateOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
 	e, err := c.chain.Create(c.r.Context(), t, obj)
 	if err != nil {
 		return err
@@ -147,6 +148,7 @@ func (c *call) update() error {
 	}
 	t := c.target()
 	t.DryRun, t.Manager = o.dryRun, o.manager
+	t.Options = &metav1.UpdateOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
 	again := false
 	e, created, err := c.chain.Update(c.r.Context(), t, write.Update{
 		UID: obj.GetUID(),
@@ -211,6 +213,7 @@ func (c *call) patch() error {
 	}
 	t := c.target()
 	t.DryRun, t.Manager = o.dryRun, o.manager
+	t.Options = &metav1.PatchOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
 	view := c.view(c.kind, c.version)
 	e, created, err := c.chain.Update(c.r.Context(), t, write.Update{
 		Make: func(current *store.Entry) (api.Object, error) {

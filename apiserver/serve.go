@@ -51,8 +51,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.servePath(w, r, &info)
 		return
 	}
-	if h := s.foreign(info.Group); h != nil {
-		h.ServeHTTP(w, r)
+	if h := s.foreign(info.Group, info.Version); h != nil {
+		h.ServeHTTP(w, r.WithContext(client.WithUser(r.Context(), user)))
 		return
 	}
 	if err := s.serveResource(w, r, info, user, long); err != nil {

@@ -71,6 +71,11 @@ type Config struct {
 	// Foreign are API groups that others in this program answer for.
 	Foreign []Foreign
 
+	// Delegate gives who answers for a group version that is not stored here (an aggregated API), nil if nobody does. The
+	// request's context holds the user (client.UserFrom). It is asked for each request whose group version the registry
+	// does not know, and must be cheap.
+	Delegate func(group, version string) http.Handler
+
 	// MaxReads and MaxWrites bound the requests in flight; 400 and 200 if zero, as upstream. Beyond
 	// them clients get 429. Members of system:masters and long-running requests do not count.
 	MaxReads, MaxWrites int
@@ -211,12 +216,15 @@ func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {
 	return view.(*wire.View)
 }
 
-// foreign returns who answers for a group, nil if the server itself does.
-func (s *Server) foreign(group string) http.Handler {
+// foreign returns who answers for a group version, nil if the server itself does.
+func (s *Server) foreign(group, version string) http.Handler {
 	for i := range s.cfg.Foreign {
 		if s.cfg.Foreign[i].Group == group {
 			return s.cfg.Foreign[i].Handler
 		}
+	}
+	if s.cfg.Delegate != nil && group != "" {
+		return s.cfg.Delegate(group, version)
 	}
 	return nil
 }

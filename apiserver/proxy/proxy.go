@@ -110,7 +110,7 @@ func Service(s store.Snapshot, namespace, id string) (*url.URL, error) {
 	if err != nil {
 		return nil, err
 	}
-	hosts := endpoints(s, svc, port)
+	hosts := Ready(s, svc, port)
 	if len(hosts) == 0 {
 		return nil, apierrors.NewServiceUnavailable(fmt.Sprintf("no endpoints available for service %q", id))
 	}
@@ -135,8 +135,9 @@ func portName(svc *corev1.Service, port string) (string, error) {
 	return "", apierrors.NewServiceUnavailable(fmt.Sprintf("no service port %d found for service %q", number, svc.Name))
 }
 
-// endpoints are the ready addresses of a port. Without a name, the service has one port or the first counts.
-func endpoints(s store.Snapshot, svc *corev1.Service, port string) []string {
+// Ready are the ready addresses ("ip:port") of the service port with that name; "" is the port without a name. It costs one
+// walk over the endpoint slices of the namespace.
+func Ready(s store.Snapshot, svc *corev1.Service, port string) []string {
 	var out []string
 	for slice := range client.EndpointSlices.List(s, svc.Namespace) {
 		if slice.Labels[discoveryv1.LabelServiceName] != svc.Name {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/validate/content"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/rand"
@@ -57,6 +58,8 @@ type Target struct {
 	// Local says that a part of this program writes: what its user may do is not asked.
 	Local  bool
 	DryRun bool
+	// Options are the options of the request as admission is shown them; nil for writers in this process.
+	Options runtime.Object
 	// Manager is who owns the fields that are written (server-side apply).
 	Manager string
 	// Warn sends a warning to the client; nil drops it.
@@ -106,7 +109,7 @@ func (t *Target) request(op admission.Operation, obj, old api.Object, snap store
 	return &admission.Request{
 		Operation: op, Kind: t.Kind, Version: t.Version, Subresource: t.Subresource,
 		Namespace: t.Namespace, Name: t.Name, Object: obj, Old: old,
-		User: t.User, Local: t.Local, DryRun: t.DryRun, Snapshot: snap, Now: now, Warn: t.warn,
+		User: t.User, Local: t.Local, DryRun: t.DryRun, Options: t.Options, Snapshot: snap, Now: now, Warn: t.warn,
 	}
 }
 
