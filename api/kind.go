@@ -8,8 +8,10 @@
 package api
 
 import (
+	"context"
 	"time"
 
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -82,6 +84,16 @@ type Kind struct {
 	Indexes map[string]func(obj Object) []string
 
 	Subresources []Subresource
+
+	// PerVersion is for kinds whose rules differ from version to version (custom resources): by the name of a
+	// version, the Kind as its requests see it, of which that version is the hub. Requests in a version go through
+	// that Kind from decoding to validation. Nil: one rule for all.
+	PerVersion map[string]*Kind
+	// Save brings an object of the hub version into the one in which it is stored, where that is another. It does not
+	// change its argument. Nil: it is stored as it is.
+	Save func(ctx context.Context, obj Object) (Object, error)
+	// Refuse, if not nil, tells why nothing can be created just now (the definition is being deleted), nil if it can.
+	Refuse func() error
 }
 
 // Version is one served version of a Kind.
@@ -100,6 +112,17 @@ type Version struct {
 	// not change their argument. Nil for the hub itself.
 	ToHub   func(runtime.Object) (Object, error)
 	FromHub func(Object) (runtime.Object, error)
+	// Convert brings stored objects, or those of any version of the kind, into this version, all at once, for kinds
+	// whose objects are not converted by a plain function (custom resources, whose conversion may be a webhook).
+	// It does not change its arguments; what comes back is shared where nothing had to change. Where it is set, on
+	// the hub too, ToHub and FromHub are nil. Use wire.FromHub and wire.ToHub, which know both.
+	Convert func(ctx context.Context, objs []Object) ([]Object, error)
+	// Settle makes of a decoded body (or the outcome of a patch) an object of this version: unknown fields are taken out and,
+	// if strict is set, named; malformed metadata is an error. It may change obj. Nil: decoding did all.
+	Settle func(obj runtime.Object, strict bool) (strictErrs []error, err error)
+	// Schema is the schema of this version of a custom resource, shared and not to be changed; nil for built-in kinds.
+	// It never returns nil.
+	Schema func() *apiextensionsv1.JSONSchemaProps
 }
 
 // Strategy is what happens to an object on its way in.
@@ -172,6 +195,28 @@ func (k *Kind) Version(name string) *Version {
 		}
 	}
 	return nil
+}
+
+// In is the Kind whose rules hold for requests in a version.
+func (k *Kind) In(version string) *Kind {
+	if p := k.PerVersion[version]; p != nil {
+		return p
+	}
+	return k
+}
+
+// Loaded is a stored object in the hub version with the defaults of today. It is shared, and obj itself for nearly all
+// kinds and objects.
+func (k *Kind) Loaded(ctx context.Context, obj Object) (Object, error) {
+	v := k.Hub()
+	if v.Convert == nil {
+		return obj, nil
+	}
+	out, err := v.Convert(ctx, []Object{obj})
+	if err != nil {
+		return nil, err
+	}
+	return out[0], nil
 }
 
 // Subresource returns the subresource of that name, or nil.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"slices"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -47,7 +48,7 @@ func newTable(kinds []*Kind, generation int64) *table {
 		t.byName[k.Name()] = k
 		t.byKind[schema.GroupKind{Group: k.Group, Kind: k.Kind}] = k
 		for _, v := range k.Versions {
-			t.byResource[schema.GroupVersionResource{Group: k.Group, Version: v.Name, Resource: k.Resource}] = k
+			t.byResource[schema.GroupVersionResource{Group: k.Group, Version: v.Name, Resource: k.Resource}] = k.In(v.Name)
 		}
 	}
 	return t
@@ -55,13 +56,25 @@ func newTable(kinds []*Kind, generation int64) *table {
 
 // Add registers Kinds. All are added or, on a clash of names, none.
 func (r *Registry) Add(kinds ...*Kind) error {
+	return r.Change(nil, kinds...)
+}
+
+// Change takes Kinds out, by their canonical resource names, and adds others, in one step: nobody sees the table
+// between. On a clash of names nothing changes. Names that are not there are passed over.
+func (r *Registry) Change(remove []string, add ...*Kind) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.table.Load()
-	all := append([]*Kind(nil), old.all...)
-	names := make(map[string]bool, len(kinds))
-	for _, k := range kinds {
-		if old.byName[k.Name()] != nil || names[k.Name()] {
+	names := make(map[string]bool, len(old.all)+len(add))
+	all := make([]*Kind, 0, len(old.all)+len(add))
+	for _, k := range old.all {
+		if name := k.Name(); !slices.Contains(remove, name) {
+			names[name] = true
+			all = append(all, k)
+		}
+	}
+	for _, k := range add {
+		if names[k.Name()] {
 			return fmt.Errorf("resource %q is registered already", k.Name())
 		}
 		if k.Hub() == nil {
@@ -82,19 +95,9 @@ func (r *Registry) Add(kinds ...*Kind) error {
 
 // Remove takes a Kind out, by its canonical resource name.
 func (r *Registry) Remove(name string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	old := r.table.Load()
-	if old.byName[name] == nil {
-		return
+	if r.ByName(name) != nil {
+		_ = r.Change([]string{name}) // nothing is added: no clash
 	}
-	all := make([]*Kind, 0, len(old.all)-1)
-	for _, k := range old.all {
-		if k.Name() != name {
-			all = append(all, k)
-		}
-	}
-	r.table.Store(newTable(all, old.generation+1))
 }
 
 // ByName finds a Kind by its canonical resource name ("deployments.apps").
@@ -103,7 +106,7 @@ func (r *Registry) ByName(name string) *Kind { return r.table.Load().byName[name
 // ByKind finds a Kind by group and kind.
 func (r *Registry) ByKind(gk schema.GroupKind) *Kind { return r.table.Load().byKind[gk] }
 
-// ByResource finds a Kind by group, version and plural.
+// ByResource finds a Kind by group, version and plural: the one whose rules hold for that version (Kind.In).
 func (r *Registry) ByResource(gvr schema.GroupVersionResource) *Kind {
 	return r.table.Load().byResource[gvr]
 }
