@@ -56,6 +56,9 @@ type Request struct {
 	Now      time.Time
 	// Warn sends a warning to the client beside the answer. Never nil.
 	Warn func(text string)
+	// Annotate records something about the decision for the audit log, under a key of the form "domain/name" (it is not the
+	// annotations of the object). Safe for concurrent use. Nil drops it: call AddAnnotation.
+	Annotate func(key, value string)
 
 	require map[store.Key]store.Revision
 	also    []store.Op
@@ -65,6 +68,13 @@ type Request struct {
 // of the kind with that canonical name.
 func (r *Request) Is(resource, subresource string) bool {
 	return r.Subresource == subresource && r.Kind.Name() == resource
+}
+
+// AddAnnotation calls Annotate, if there is one.
+func (r *Request) AddAnnotation(key, value string) {
+	if r.Annotate != nil {
+		r.Annotate(key, value)
+	}
 }
 
 // Require makes the commit depend on an object standing at a revision
