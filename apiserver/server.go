@@ -154,7 +154,7 @@ func New(cfg Config) (*Server, error) {
 	rights := &escalation{authorizer: s.authz, rbac: rbac}
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
-		Admission: append(append(admission.BuiltIn(cfg.Store), cfg.Admission...), rights.plugin()),
+		Admission: append(append(append(admission.BuiltIn(cfg.Store), admission.Certificates(rights.access())...), cfg.Admission...), rights.plugin()),
 	}
 	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)
 	if err != nil {

@@ -1,0 +1,20 @@
+package apiserver
+
+import (
+	"context"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+
+	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/client"
+)
+
+// access asks the authorizer for rights to signers, which are resources of certificates.k8s.io in name only.
+func (e *escalation) access() admission.Access {
+	return func(ctx context.Context, user client.User, verb, resource, namespace, name string) bool {
+		ok, _, err := e.authorizer.Authorize(ctx, &authz.Attributes{User: user, Verb: verb, IsResource: true,
+			Group: certificatesv1.GroupName, Version: "*", Resource: resource, Namespace: namespace, Name: name})
+		return ok && err == nil
+	}
+}
