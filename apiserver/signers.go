@@ -18,3 +18,6 @@ func (e *escalation) access() admission.Access {
 		return ok && err == nil
 	}
 }
+
+// Authorizer is what decides on requests, for parts of this program that act on behalf of a user.
+func (s *Server) Authorizer() authz.Authorizer { return s.authz }

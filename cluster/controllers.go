@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"coracle.dev/coracle/controllers/bootstrap"
+	"coracle.dev/coracle/controllers/certificates"
 	"coracle.dev/coracle/controllers/cronjob"
 	"coracle.dev/coracle/controllers/daemonset"
 	"coracle.dev/coracle/controllers/deployment"
@@ -76,6 +77,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	c.engine.Add(resourcequota.Loop(c.registry))
 	c.engine.Add(protection.Loops()...)
 	c.engine.Add(job.Loops()...)
+	c.engine.Add(certificates.Loops(c.certificateLoops())...)
 	c.engine.Add(disruption.Loops()...)
 	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)
 	if c.cfg.Nodes.Real {

@@ -57,7 +57,11 @@ func requestKind() *api.Kind {
 				}),
 			}),
 			declare.Status(api.Strategy{
-				PrepareUpdate: api.OnUpdate(func(r, old request) { r.Spec = old.Spec }),
+				PrepareUpdate: api.OnUpdate(func(r, old request) {
+					r.Spec = old.Spec
+					keepDecision(r, old, certificatesv1.CertificateApproved)
+					keepDecision(r, old, certificatesv1.CertificateDenied)
+				}),
 				ValidateUpdate: api.ChecksUpdate(func(r, old request) field.ErrorList {
 					return requestStatus(r, old, false)
 				}),
@@ -96,6 +100,25 @@ func StampConditions(r, old *certificatesv1.CertificateSigningRequest, now time.
 				c.LastTransitionTime = o.LastTransitionTime
 			}
 		}
+	}
+}
+
+// keepDecision takes the conditions of a type from old, so that who signs cannot reword who approved; where there are
+// fewer or more of them, it leaves that to validation.
+func keepDecision(r, old *certificatesv1.CertificateSigningRequest, t certificatesv1.RequestConditionType) {
+	if count(r, t) != count(old, t) {
+		return
+	}
+	from := 0
+	for i := range r.Status.Conditions {
+		if r.Status.Conditions[i].Type != t {
+			continue
+		}
+		for old.Status.Conditions[from].Type != t {
+			from++
+		}
+		r.Status.Conditions[i] = old.Status.Conditions[from]
+		from++
 	}
 }
 

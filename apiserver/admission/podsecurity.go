@@ -308,4 +308,3 @@ func changesSecurity(pod, old *corev1.Pod) bool {
 	}
 	return false
 }
-

@@ -1,0 +1,24 @@
+package cluster
+
+import (
+	"context"
+
+	certificatesv1 "k8s.io/api/certificates/v1"
+
+	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/controllers/certificates"
+)
+
+// certificateLoops sign with the cluster's own authority, and approve what the roles in the store let nodes ask for.
+func (c *Cluster) certificateLoops() certificates.Config {
+	return certificates.Config{
+		Authority: &certificates.Authority{Certificate: c.keys.caCert, Key: c.keys.caKey},
+		ServingCA: c.keys.caPEM,
+		Allowed: func(user client.User, subresource string) bool {
+			ok, _, err := c.server.Authorizer().Authorize(context.Background(), &authz.Attributes{User: user, Verb: "create",
+				IsResource: true, Group: certificatesv1.GroupName, Version: "*", Resource: "certificatesigningrequests", Subresource: subresource})
+			return ok && err == nil
+		},
+	}
+}
