@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -145,12 +146,25 @@ func (s *Server) may(r *http.Request, info *route.Info, user *client.User) error
 		return nil
 	}
 	a := attributes(info, user)
-	ok, reason, err := s.authz.Authorize(r.Context(), a)
-	if ok {
-		return nil
+	if info.IsResource && !info.WatchPrefix && (info.Verb == "list" || info.Verb == "watch" || info.Verb == "deletecollection") {
+		a.Select(r.URL.RawQuery)
 	}
-	if err != nil && reason == "" {
-		reason = err.Error()
+	if err := s.permit(r.Context(), a); err != nil || info.Verb == "create" || !streams(info.Subresource) || !info.IsResource || info.Resource != "pods" {
+		return err
+	}
+	// A WebSocket begins with GET, and yet runs commands in the pod.
+	a.Verb = "create"
+	return s.permit(r.Context(), a)
+}
+
+// permit is nil if the authorizer allows, else what the client is told.
+func (s *Server) permit(ctx context.Context, a *authz.Attributes) error {
+	ok, reason, err := s.authz.Authorize(ctx, a)
+	switch {
+	case ok:
+		return nil
+	case err != nil:
+		return apierrors.NewInternalError(err)
 	}
 	return authz.Forbidden(a, reason)
 }
@@ -202,6 +216,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info rout
 		c.version = kind.Version(info.Version)
 	}
 	if !c.exists() {
+		c.absent()
 		discovery.NotFound(w)
 		return nil
 	}
@@ -226,7 +241,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info rout
 	if c.sub != nil && c.sub.Strategy == nil {
 		return c.special()
 	}
-	return c.verb()
+	return c.hinted(c.verb())
 }
 
 // boundIO keeps a client that sends or reads slowly from holding a slot for ever. The function that it
