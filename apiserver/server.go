@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,10 +45,10 @@ type Config struct {
 	Issuer string
 	// Audiences are those of the API server, the issuer if empty.
 	Audiences []string
-	// Authorizer is asked beside system:masters; nil is RBAC from the store.
+	// Authorizer is asked beside system:masters and the Node authorizer; nil is RBAC from the store.
 	Authorizer authz.Authorizer
-	// Admission plug-ins run after the built-in ones.
-	Admission []admission.Plugin
+	// Admission plug-ins run after the built-in ones, Policies after those, then webhooks, then admission.Last.
+	Admission, Policies []admission.Plugin
 
 	// ServiceCIDRs are the ranges of cluster IPs, one for each family, the preferred first.
 	ServiceCIDRs []netip.Prefix
@@ -117,7 +118,7 @@ type Server struct {
 	stop     chan struct{}
 	stopOnce sync.Once
 	cache    *wire.Cache
-	views    sync.Map // *api.Version -> *wire.View
+	views    sync.Map // canonical resource and version -> *wire.View
 }
 
 // New makes a Server. It starts nothing.
@@ -130,7 +131,7 @@ func New(cfg Config) (*Server, error) {
 		cfg:       cfg,
 		lister:    &list.Lister{Store: cfg.Store, Now: cfg.Now},
 		authn:     &authn.Authenticator{ClientCA: cfg.ClientCA, Now: cfg.Now},
-		authz:     authz.Any{authz.Masters, cfg.Authorizer},
+		authz:     authz.Any{authz.Masters, &authz.Node{Store: cfg.Store}, cfg.Authorizer},
 		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority},
 		reads:     make(chan struct{}, cfg.MaxReads),
 		writes:    make(chan struct{}, cfg.MaxWrites),
@@ -154,7 +155,8 @@ func New(cfg Config) (*Server, error) {
 	rights := &escalation{authorizer: s.authz, rbac: rbac}
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
-		Admission: append(append(append(admission.BuiltIn(cfg.Store), admission.Certificates(rights.access())...), cfg.Admission...), rights.plugin()),
+		Admission: slices.Concat(append(admission.BuiltIn(cfg.Store), admission.NodeRestriction(s.authz)), admission.Certificates(rights.access()), cfg.Admission, cfg.Policies,
+			admission.Last(), admission.Chain{rights.plugin()}),
 	}
 	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)
 	if err != nil {
@@ -209,12 +211,19 @@ func (s *Server) DropEncodings() { s.cache.Drop() }
 
 // view returns the view of a kind in a version.
 func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {
-	if view, ok := s.views.Load(v); ok {
-		return view.(*wire.View)
+	id := viewID{k.Group, k.Resource, v.Name}
+	if have, ok := s.views.Load(id); ok {
+		if view := have.(*wire.View); view.Version == v {
+			return view
+		}
 	}
-	view, _ := s.views.LoadOrStore(v, wire.NewView(k, v, s.cache))
-	return view.(*wire.View)
+	view := wire.NewView(k, v, s.cache)
+	s.views.Store(id, view)
+	return view
 }
+
+// viewID names a view: a kind that takes the place of another (a definition that was changed) takes its view too.
+type viewID struct{ group, resource, version string }
 
 // foreign returns who answers for a group version, nil if the server itself does.
 func (s *Server) foreign(group, version string) http.Handler {

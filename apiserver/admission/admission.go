@@ -11,6 +11,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -62,6 +63,84 @@ type Request struct {
 
 	require map[store.Key]store.Revision
 	also    []store.Op
+	round   int
+	again   bool
+	states  map[string]any
+}
+
+// Again asks for the mutating plug-ins to run a second time, because one of them changed what those before it have seen. There is
+// no third time (reinvocation, https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/#reinvocation-policy).
+func (r *Request) Again() { r.again = true }
+
+// Round is 0 in the first run of the mutating plug-ins and 1 in the second.
+func (r *Request) Round() int { return r.round }
+
+// State is what a plug-in keeps from one round to the next, under its name; nil if it kept nothing.
+func (r *Request) State(plugin string) any { return r.states[plugin] }
+
+// SetState keeps something for the next round.
+func (r *Request) SetState(plugin string, state any) {
+	if r.states == nil {
+		r.states = map[string]any{}
+	}
+	r.states[plugin] = state
+}
+
+// ObjectName is the name of the object as far as it is known: empty before a generated name is.
+func (r *Request) ObjectName() string {
+	if r.Name == "" && r.Object != nil {
+		return r.Object.GetName()
+	}
+	return r.Name
+}
+
+// OperationOptions are the options in the type that belongs to the operation, with their type written in them, as webhooks and
+// policies are shown them: CreateOptions for a patch that creates, UpdateOptions for one that changes. Nil on Connect.
+func (r *Request) OperationOptions() runtime.Object {
+	switch r.Operation {
+	case Create:
+		o := createOptions(r.Options)
+		o.TypeMeta = optionsType("CreateOptions")
+		return o
+	case Update:
+		o := updateOptions(r.Options)
+		o.TypeMeta = optionsType("UpdateOptions")
+		return o
+	case Delete:
+		o := &metav1.DeleteOptions{}
+		if given, ok := r.Options.(*metav1.DeleteOptions); ok {
+			o = given.DeepCopy()
+		}
+		o.TypeMeta = optionsType("DeleteOptions")
+		return o
+	}
+	return nil
+}
+
+func optionsType(kind string) metav1.TypeMeta {
+	return metav1.TypeMeta{APIVersion: metav1.SchemeGroupVersion.String(), Kind: kind}
+}
+
+func createOptions(given runtime.Object) *metav1.CreateOptions {
+	switch o := given.(type) {
+	case *metav1.CreateOptions:
+		return o.DeepCopy()
+	case *metav1.UpdateOptions:
+		return &metav1.CreateOptions{DryRun: o.DryRun, FieldManager: o.FieldManager, FieldValidation: o.FieldValidation}
+	case *metav1.PatchOptions:
+		return &metav1.CreateOptions{DryRun: o.DryRun, FieldManager: o.FieldManager, FieldValidation: o.FieldValidation}
+	}
+	return &metav1.CreateOptions{}
+}
+
+func updateOptions(given runtime.Object) *metav1.UpdateOptions {
+	switch o := given.(type) {
+	case *metav1.UpdateOptions:
+		return o.DeepCopy()
+	case *metav1.PatchOptions:
+		return &metav1.UpdateOptions{DryRun: o.DryRun, FieldManager: o.FieldManager, FieldValidation: o.FieldValidation}
+	}
+	return &metav1.UpdateOptions{}
 }
 
 // Is tells whether the request is for the main resource (subresource "") or a subresource
@@ -107,11 +186,22 @@ type Plugin struct {
 	Validate func(context.Context, *Request) error
 }
 
-// Chain is an ordered list of plug-ins.
+// Chain is an ordered list of plug-ins. In a server's chain they stand as upstream orders them: those built in, policies, webhooks,
+// and last those that charge what the others let through (Last).
 type Chain []Plugin
 
-// Mutate runs the mutating parts; the first error ends it.
+// Mutate runs the mutating parts, twice if one of them asks for it; the first error ends it.
 func (c Chain) Mutate(ctx context.Context, r *Request) error {
+	r.round = 0
+	err := c.mutate(ctx, r)
+	if err == nil && r.again {
+		r.round = 1
+		err = c.mutate(ctx, r)
+	}
+	return err
+}
+
+func (c Chain) mutate(ctx context.Context, r *Request) error {
 	for i := range c {
 		if c[i].Mutate != nil {
 			if err := c[i].Mutate(ctx, r); err != nil {

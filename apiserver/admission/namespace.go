@@ -34,9 +34,11 @@ func BuiltIn(reader client.Reader) Chain {
 		podTopologyLabels(),
 		nodeDeclaredFeatures(),
 		podResize(),
-		resourceQuota(),
 	}
 }
+
+// Last are the built-in plug-ins that run behind all others, since they count what is really stored.
+func Last() Chain { return Chain{resourceQuota()} }
 
 // immortal namespaces cannot be deleted.
 var immortal = map[string]bool{

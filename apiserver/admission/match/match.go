@@ -7,6 +7,7 @@
 package match
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,7 +22,6 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver/admission"
-	"coracle.dev/coracle/apiserver/wire"
 	"coracle.dev/coracle/client"
 )
 
@@ -164,7 +164,7 @@ func has(list []string, s string) bool { return list == nil || slices.Contains(l
 func (r *rule) matches(q *admission.Request, group, version, resource string) bool {
 	return r.operations&bit(q.Operation) != 0 && r.inScope(q) &&
 		has(r.groups, group) && has(r.versions, version) && r.takes(resource, q.Subresource) &&
-		(len(r.names) == 0 || slices.Contains(r.names, q.Name))
+		(len(r.names) == 0 || slices.Contains(r.names, q.ObjectName()))
 }
 
 // inScope: namespaces are cluster-scoped themselves.
@@ -394,14 +394,29 @@ func Old(r *admission.Request) runtime.Object {
 	return r.Old
 }
 
-// Show gives an object of the request (Object or Old) in the matched version. It may be the same object, never to be
-// changed; its TypeMeta may be empty, Kind says what it is. Nil stays nil.
+// Show is Convert without a bound of its own: what is asked of others (a conversion webhook) ends by its own time limit.
 func (m *Match) Show(obj runtime.Object) (runtime.Object, error) {
+	return m.Convert(context.Background(), obj)
+}
+
+// Convert gives an object of the request (Object or Old) in the matched version. It may be the same object, never to be
+// changed; its TypeMeta may be empty, Kind says what it is. Nil stays nil.
+func (m *Match) Convert(ctx context.Context, obj runtime.Object) (runtime.Object, error) {
 	hub, ok := obj.(api.Object)
 	if m.version == nil || !ok {
 		return obj, nil
 	}
-	return wire.FromHub(m.version, hub)
+	switch {
+	case m.version.Convert != nil:
+		out, err := m.version.Convert(ctx, []api.Object{hub})
+		if err != nil {
+			return nil, err
+		}
+		return out[0], nil
+	case m.version.FromHub != nil:
+		return m.version.FromHub(hub)
+	}
+	return obj, nil
 }
 
 // New is an empty object of the matched version, to decode what came back into. like is the object that was shown.
@@ -412,17 +427,22 @@ func (m *Match) New(like runtime.Object) runtime.Object {
 	return empty(like)
 }
 
-// Restore turns an object of the matched version into what Request.Object is, with defaults in it. The object belongs to the
-// result.
-func (m *Match) Restore(r *admission.Request, obj runtime.Object) (api.Object, error) {
+// Restore turns an object of the matched version, as it was decoded from what came back, into what Request.Object is: what the version
+// does not know is taken out, and what it lacks has its defaults. The object belongs to the result.
+func (m *Match) Restore(ctx context.Context, r *admission.Request, obj runtime.Object) (api.Object, error) {
+	out, ok := obj.(api.Object)
+	if !ok {
+		return nil, fmt.Errorf("%T has no metadata", obj)
+	}
 	if m.version == nil {
-		out, ok := obj.(api.Object)
-		if !ok {
-			return nil, fmt.Errorf("%T has no metadata", obj)
-		}
 		return out, nil
 	}
-	hub, err := wire.ToHub(m.version, obj)
+	if m.version.Settle != nil {
+		if _, err := m.version.Settle(out, false); err != nil {
+			return nil, err
+		}
+	}
+	hub, err := m.toHub(ctx, r.Kind, out)
 	if err != nil {
 		return nil, err
 	}
@@ -430,6 +450,20 @@ func (m *Match) Restore(r *admission.Request, obj runtime.Object) (api.Object, e
 		r.Kind.Default(hub)
 	}
 	return hub, nil
+}
+
+func (m *Match) toHub(ctx context.Context, k *api.Kind, obj api.Object) (api.Object, error) {
+	if m.version.ToHub != nil {
+		return m.version.ToHub(obj)
+	}
+	if hub := k.Hub(); hub.Convert != nil && hub.Name != m.version.Name {
+		out, err := hub.Convert(ctx, []api.Object{obj})
+		if err != nil {
+			return nil, err
+		}
+		return out[0], nil
+	}
+	return obj, nil
 }
 
 // Exempt tells the requests that no webhook and no policy is asked about: those for the configurations of webhooks and policies
