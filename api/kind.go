@@ -11,6 +11,7 @@ import (
 	"context"
 	"time"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -92,8 +93,9 @@ type Kind struct {
 	// Save brings an object of the hub version into the one in which it is stored, where that is another. It does not
 	// change its argument. Nil: it is stored as it is.
 	Save func(ctx context.Context, obj Object) (Object, error)
-	// Refuse, if not nil, tells why nothing can be created just now (the definition is being deleted), nil if it can.
-	Refuse func() error
+	// BeginDelete changes an object that is about to be deleted for the first time (a finalizer that holds it until
+	// what belongs to it is gone).
+	BeginDelete func(obj Object, now time.Time)
 }
 
 // Version is one served version of a Kind.
@@ -154,6 +156,10 @@ type Subresource struct {
 	Strategy *Strategy
 	// Versions to which it is limited, nil for all.
 	Versions []string
+	// Scale and Rescale are for the subresource "scale" of custom resources: Scale shows obj; missing is the path of
+	// the number of replicas if obj has none there. Rescale sets that number in an object that the caller owns.
+	Scale   func(obj Object) (scale *autoscalingv1.Scale, missing string, err error)
+	Rescale func(obj Object, replicas int32) error
 }
 
 // Column is one column of `kubectl get`.

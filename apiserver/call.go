@@ -94,6 +94,11 @@ func (c *call) target() write.Target {
 	return t
 }
 
+// view is Server.view bound to the request.
+func (c *call) view(k *api.Kind, v *api.Version) *wire.View {
+	return c.Server.view(k, v).For(c.r.Context())
+}
+
 // gvk is the type of the endpoint's main resource.
 func (c *call) gvk() schema.GroupVersionKind {
 	return schema.GroupVersionKind{Group: c.kind.Group, Version: c.version.Name, Kind: c.kind.Kind}

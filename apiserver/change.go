@@ -90,6 +90,13 @@ func (c *call) decode(into runtime.Object, want schema.GroupVersionKind, o *writ
 	if err != nil {
 		return err
 	}
+	if _, loose := into.(runtime.Unstructured); loose {
+		found, err := wire.Settle(c.version, into, o.check(), want)
+		if err != nil {
+			return err
+		}
+		strict = append(strict, found...)
+	}
 	if len(strict) == 0 {
 		return nil
 	}
@@ -106,7 +113,7 @@ func (c *call) decodeHub(o *writeOptions) (api.Object, error) {
 	if err := c.decode(obj, c.gvk(), o); err != nil {
 		return nil, err
 	}
-	hub, err := wire.ToHub(c.version, obj)
+	hub, err := wire.ToHub(c.r.Context(), c.kind, c.version, obj)
 	if err != nil {
 		return nil, apierrors.NewBadRequest(err.Error())
 	}
@@ -228,7 +235,7 @@ func (c *call) patch() error {
 			if err != nil {
 				return nil, err
 			}
-			hub, err := wire.ToHub(c.version, out)
+			hub, err := wire.ToHub(c.r.Context(), c.kind, c.version, out)
 			if err != nil {
 				return nil, apierrors.NewBadRequest(err.Error())
 			}
@@ -258,6 +265,9 @@ func (c *call) readPatch(gvk schema.GroupVersionKind, empty func() runtime.Objec
 			field.Forbidden(field.NewPath("force"), "may not be specified for non-apply patch")})
 	}
 	p := &patch.Patch{Type: patchType, Data: data, GVK: gvk, New: empty, Check: o.check(), Strict: o.strict(), Warn: c.warnStrict}
+	if loose {
+		p.Settle = c.version.Settle
+	}
 	return p, o, p.Validate()
 }
 

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -55,9 +56,16 @@ func (c *call) scale() error {
 		if err != nil {
 			return err
 		}
-		s, err := scaleOf(e.Object.(api.Object))
+		obj, err := c.kind.Loaded(c.r.Context(), e.Object.(api.Object))
 		if err != nil {
 			return err
+		}
+		s, missing, err := c.scaleOf(obj)
+		if err != nil {
+			return err
+		}
+		if missing != "" {
+			return apierrors.NewInternalError(fmt.Errorf("the spec replicas field %q does not exist", missing))
 		}
 		return c.answerObject(http.StatusOK, s, scaleKind)
 	}
@@ -75,19 +83,35 @@ func (c *call) scale() error {
 			return c.rescale(current.Object.(api.Object), change)
 		},
 		View: func(obj api.Object) api.Object {
-			s, _ := scaleOf(obj)
+			s, _, _ := c.scaleOf(obj)
 			return s
 		},
 	})
 	if err != nil {
 		return err
 	}
-	s, err := scaleOf(e.Object.(api.Object))
+	obj, err := c.kind.Loaded(c.r.Context(), e.Object.(api.Object))
 	if err != nil {
 		return err
 	}
+	s, _, err := c.scaleOf(obj)
+	if err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
 	return c.answerObject(http.StatusOK, s, scaleKind)
 }
+
+// scaleOf shows an object as a Scale, by the rule of its kind. missing is as in api.Subresource.Scale.
+func (c *call) scaleOf(obj api.Object) (s *autoscalingv1.Scale, missing string, err error) {
+	if c.sub != nil && c.sub.Scale != nil {
+		return c.sub.Scale(obj)
+	}
+	s, err = scaleOf(obj)
+	return s, "", err
+}
+
+// noReplicas stands in a Scale for a number of replicas that the object lacks, so that a change that sets none is noticed.
+const noReplicas = math.MinInt32
 
 // scaleChange reads the body of PUT or PATCH as a function of the present scale.
 func (c *call) scaleChange() (func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error), writeOptions, error) {
@@ -120,13 +144,19 @@ func (c *call) scaleChange() (func(*autoscalingv1.Scale) (*autoscalingv1.Scale, 
 
 // rescale gives a copy of a workload with the replicas of a changed scale.
 func (c *call) rescale(current api.Object, change func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error)) (api.Object, error) {
-	present, err := scaleOf(current)
+	present, missing, err := c.scaleOf(current)
 	if err != nil {
 		return nil, err
+	}
+	if missing != "" {
+		present.Spec.Replicas = noReplicas
 	}
 	s, err := change(present)
 	if err != nil {
 		return nil, err
+	}
+	if missing != "" && s.Spec.Replicas == noReplicas {
+		return nil, apierrors.NewBadRequest(fmt.Sprintf("the spec replicas field %q cannot be empty", missing))
 	}
 	if s.Name == "" {
 		s.Name = c.info.Name
@@ -145,6 +175,9 @@ func (c *call) rescale(current api.Object, change func(*autoscalingv1.Scale) (*a
 	obj.SetResourceVersion(s.ResourceVersion)
 	if s.ResourceVersion == "" {
 		obj.SetResourceVersion(current.GetResourceVersion())
+	}
+	if c.sub != nil && c.sub.Rescale != nil {
+		return obj, c.sub.Rescale(obj, s.Spec.Replicas)
 	}
 	*replicasOf(obj) = &s.Spec.Replicas
 	return obj, nil

@@ -39,6 +39,8 @@ type Patch struct {
 	// GVK is the version in which the patch is meant, New makes an empty object of it.
 	GVK schema.GroupVersionKind
 	New func() runtime.Object
+	// Settle is done to the outcome (api.Version.Settle), nil for nothing.
+	Settle func(obj runtime.Object, strict bool) ([]error, error)
 	// Check looks for unknown and duplicate fields; Strict refuses them, else Warn is told.
 	Check, Strict bool
 	Warn          func([]error)
@@ -107,6 +109,13 @@ func (p *Patch) applyJSON(doc []byte) (runtime.Object, error) {
 	found, err := wire.UnmarshalJSON(patched, out, p.Check)
 	if err != nil {
 		return nil, invalid(string(patched), err)
+	}
+	if p.Settle != nil {
+		unknown, err := p.Settle(out, p.Check)
+		if err != nil {
+			return nil, invalid(string(patched), err)
+		}
+		found = append(found, unknown...)
 	}
 	if err := p.report(append(strict, found...), func() string { return string(patched) }); err != nil {
 		return nil, err

@@ -43,6 +43,7 @@ func ParseOptions(q url.Values, version string) (Options, error) {
 
 // Writer makes the tables of one kind in one form. It is safe for concurrent use.
 type Writer struct {
+	view    *wire.View
 	columns []api.Column
 	defs    []byte
 	object  *wire.View // how a row's object is shown, nil for not at all
@@ -52,7 +53,7 @@ type Writer struct {
 
 // NewWriter prepares the tables of the kind that view shows.
 func NewWriter(view *wire.View, o Options) *Writer {
-	w := &Writer{columns: view.Kind.Columns}
+	w := &Writer{view: view, columns: view.Kind.Columns}
 	if len(w.columns) == 0 {
 		w.columns = defaultColumns
 	}
@@ -108,6 +109,10 @@ func (w *Writer) One(dst []byte, e *store.Entry, columns bool, now time.Time) ([
 }
 
 func (w *Writer) table(dst, meta []byte, columns bool, entries []*store.Entry, now time.Time) ([]byte, error) {
+	loaded, err := w.view.Loaded(entries)
+	if err != nil {
+		return nil, err
+	}
 	dst = append(dst, w.head...)
 	dst = append(dst, meta...)
 	dst = append(dst, `,"columnDefinitions":`...)
@@ -121,16 +126,14 @@ func (w *Writer) table(dst, meta []byte, columns bool, entries []*store.Entry, n
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		var err error
-		if dst, err = w.row(dst, e, now); err != nil {
+		if dst, err = w.row(dst, loaded[i].Object.(api.Object), e, now); err != nil {
 			return nil, err
 		}
 	}
 	return append(dst, "]}"...), nil
 }
 
-func (w *Writer) row(dst []byte, e *store.Entry, now time.Time) ([]byte, error) {
-	obj := e.Object.(api.Object)
+func (w *Writer) row(dst []byte, obj api.Object, e *store.Entry, now time.Time) ([]byte, error) {
 	dst = append(dst, `{"cells":[`...)
 	for i := range w.columns {
 		if i > 0 {

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -276,25 +277,52 @@ func StrictWarnings(errs []error) []string {
 	return out
 }
 
-// ToHub turns a versioned object into the one that is stored, which the caller owns.
-func ToHub(v *api.Version, obj runtime.Object) (api.Object, error) {
+// Settle does with a decoded object what its version asks for beyond decoding (api.Version.Settle): custom
+// resources are pruned by their schema. want is the endpoint's type, which errors name. Strict errors are as in Decode.
+func Settle(v *api.Version, obj runtime.Object, strict bool, want schema.GroupVersionKind) ([]error, error) {
+	if v.Settle == nil {
+		return nil, nil
+	}
+	found, err := v.Settle(obj, strict)
+	if err != nil {
+		return nil, decodeError(err, want.Kind, want.Version, want.Kind, nil)
+	}
+	return found, nil
+}
+
+// ToHub turns an object of version v of kind k into the one that the chain of writes takes, which the caller owns if it
+// owned obj. The context bounds what has to be asked of others (a conversion webhook).
+func ToHub(ctx context.Context, k *api.Kind, v *api.Version, obj runtime.Object) (api.Object, error) {
 	if v.ToHub != nil {
 		return v.ToHub(obj)
 	}
-	hub, ok := obj.(api.Object)
+	o, ok := obj.(api.Object)
 	if !ok {
 		return nil, fmt.Errorf("%T has no metadata", obj)
 	}
-	return hub, nil
+	if hub := k.Hub(); hub.Convert != nil && hub.Name != v.Name {
+		return one(hub.Convert(ctx, []api.Object{o}))
+	}
+	return o, nil
 }
 
-// FromHub turns a stored object into a version of it. The result is shared if the
-// version is the hub, else the caller's.
-func FromHub(v *api.Version, obj api.Object) (runtime.Object, error) {
-	if v.FromHub != nil {
+// FromHub turns a hub object, or for custom resources one of any version, into version v of it. The result is shared
+// if nothing had to change, else the caller's: nobody changes it without a copy.
+func FromHub(ctx context.Context, v *api.Version, obj api.Object) (runtime.Object, error) {
+	switch {
+	case v.Convert != nil:
+		return one(v.Convert(ctx, []api.Object{obj}))
+	case v.FromHub != nil:
 		return v.FromHub(obj)
 	}
 	return obj, nil
+}
+
+func one(objs []api.Object, err error) (api.Object, error) {
+	if err != nil {
+		return nil, err
+	}
+	return objs[0], nil
 }
 
 // DecodeDeleteOptions reads the options in the body of a DELETE. Any group version is

@@ -57,8 +57,8 @@ func typed(obj runtime.Object, gvk schema.GroupVersionKind) runtime.Object {
 // encodeJSON gives compact JSON that begins with head(gvk). Unstructured objects must
 // be of the type already.
 func encodeJSON(obj runtime.Object, gvk schema.GroupVersionKind, head []byte) ([]byte, error) {
-	if _, ok := obj.(runtime.Unstructured); ok {
-		return json.Marshal(obj)
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		return json.Marshal(u.Object)
 	}
 	obj = typed(obj, gvk)
 	return withBuffer(func(buf *bytes.Buffer) error {

@@ -1,9 +1,13 @@
 package wire
 
 import (
+	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"strconv"
+	"sync/atomic"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -22,6 +26,7 @@ type View struct {
 	// GVK is the type of one object as sent, List that of a list.
 	GVK, List schema.GroupVersionKind
 
+	ctx        context.Context // bounds conversions, never nil
 	cache      *Cache
 	metadata   bool // only metadata is sent
 	noProtobuf bool
@@ -47,17 +52,34 @@ func NewView(k *api.Kind, v *api.Version, cache *Cache) *View {
 	return newView(k, v, cache, gvk, list, false, loose, !HasProtobuf(empty))
 }
 
+// serial numbers the views of custom resources.
+var serial atomic.Int64
+
+// For is the same view with the context of a request, which bounds what has to be asked of others to convert objects.
+func (v *View) For(ctx context.Context) *View {
+	if v.Version.Convert == nil {
+		return v
+	}
+	c := *v
+	c.ctx = ctx
+	return &c
+}
+
 // Metadata is the view of the same objects as PartialObjectMetadata of a version of
 // meta.k8s.io.
 func (v *View) Metadata(version string) *View {
 	gv := schema.GroupVersion{Group: metav1.GroupName, Version: version}
-	return newView(v.Kind, v.Version, v.cache, gv.WithKind("PartialObjectMetadata"), gv.WithKind("PartialObjectMetadataList"), true, true, false)
+	return newView(v.Kind, v.Version, v.cache, gv.WithKind("PartialObjectMetadata"), gv.WithKind("PartialObjectMetadataList"), true, true, false).For(v.ctx)
 }
 
 func newView(k *api.Kind, v *api.Version, cache *Cache, gvk, list schema.GroupVersionKind, metadata, loose, noProtobuf bool) *View {
 	id := gvk.GroupVersion().String()
+	if v.Convert != nil {
+		// What a definition shows of its objects changes when it does.
+		id += fmt.Sprintf(" %d", serial.Add(1))
+	}
 	return &View{
-		Kind: k, Version: v, cache: cache, GVK: gvk, List: list, metadata: metadata, loose: loose, noProtobuf: noProtobuf,
+		ctx: context.Background(), Kind: k, Version: v, cache: cache, GVK: gvk, List: list, metadata: metadata, loose: loose, noProtobuf: noProtobuf,
 		head: head(gvk), json: "json " + id, protobuf: "protobuf " + id,
 		leftJSON: "left json " + id, leftProtobuf: "left protobuf " + id,
 	}
@@ -68,11 +90,69 @@ func (v *View) NoProtobuf() bool { return v.noProtobuf }
 
 // Object returns the object in the view's version; it may be shared.
 func (v *View) Object(obj api.Object) (runtime.Object, error) {
-	if v.metadata {
-		return partial(obj), nil
+	out, err := FromHub(v.ctx, v.Version, obj)
+	if err != nil || !v.metadata {
+		return out, err
 	}
-	return FromHub(v.Version, obj)
+	if meta, ok := out.(metav1.Object); ok {
+		return partial(meta), nil
+	}
+	return partial(obj), nil
 }
+
+// Loaded returns entries whose objects are in the view's version, for kinds that convert many objects at once; all
+// others come back as they are.
+func (v *View) Loaded(entries []*store.Entry) ([]*store.Entry, error) {
+	if v.Version.Convert == nil || len(entries) == 0 {
+		return entries, nil
+	}
+	objs := make([]api.Object, len(entries))
+	for i, e := range entries {
+		objs[i] = e.Object.(api.Object)
+	}
+	out, err := v.Version.Convert(v.ctx, objs)
+	if err != nil {
+		return nil, err
+	}
+	loaded := make([]*store.Entry, len(entries))
+	for i, e := range entries {
+		loaded[i] = e
+		if out[i] != objs[i] {
+			loaded[i] = &store.Entry{Key: e.Key, Revision: e.Revision, Created: e.Created, Object: out[i]}
+		}
+	}
+	return loaded, nil
+}
+
+// warm makes the encodings of those entries that have none yet, so that they are converted together.
+func (v *View) warm(entries []*store.Entry) error {
+	if v.Version.Convert == nil || len(entries) < 2 {
+		return nil
+	}
+	var cold []*store.Entry
+	for _, e := range entries {
+		missing := e.Revision != 0
+		if missing {
+			_, err := e.Encoding(v.json, func() ([]byte, error) { return nil, errCold })
+			missing = err != nil
+		}
+		if missing {
+			cold = append(cold, e)
+		}
+	}
+	loaded, err := v.Loaded(cold)
+	if err != nil {
+		return err
+	}
+	for i, e := range cold {
+		if _, err := e.Encoding(v.json, func() ([]byte, error) { return v.kept(JSON, e, loaded[i].Object.(api.Object)) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errCold = errors.New("not encoded yet")
 
 // Encode gives an object as complete JSON, or as a bare protobuf message.
 func (v *View) Encode(media Media, obj api.Object) ([]byte, error) {
@@ -153,6 +233,9 @@ func protobufOr(m Media) Media {
 func (v *View) Many(media Media, meta metav1.ListMeta, entries []*store.Entry) (Body, error) {
 	if media == Protobuf {
 		return v.manyProtobuf(meta, entries)
+	}
+	if err := v.warm(entries); err != nil {
+		return Body{}, err
 	}
 	m, err := json.Marshal(meta)
 	if err != nil {

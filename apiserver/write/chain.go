@@ -220,7 +220,11 @@ func (c *Chain) stage(ctx context.Context, t *Target, obj api.Object, snap store
 	if st.release, err = c.settleCreate(ctx, t, req); err != nil {
 		return st, err
 	}
-	st.op = store.Op{Key: Key(t.Kind, obj.GetNamespace(), obj.GetName()), Object: obj, Expect: store.ExpectAbsent}
+	key := Key(t.Kind, obj.GetNamespace(), obj.GetName())
+	if obj, err = save(ctx, t.Kind, obj); err != nil {
+		return st, err
+	}
+	st.op = store.Op{Key: key, Object: obj, Expect: store.ExpectAbsent}
 	return st, nil
 }
 
@@ -256,11 +260,40 @@ func (c *Chain) validateCreate(t *Target, s *api.Strategy, obj api.Object) field
 	if name == nil {
 		name = validation.NameIsDNSSubdomain
 	}
-	errs := validate.Meta(obj, t.Kind.Namespaced, name, field.NewPath("metadata"))
+	errs := checkMeta(t.Kind, obj, name, field.NewPath("metadata"))
 	if s.Validate != nil {
 		errs = append(errs, s.Validate(obj)...)
 	}
 	return errs
+}
+
+// checkMeta checks metadata. The finalizers of custom resources need no domain.
+func checkMeta(k *api.Kind, obj api.Object, name func(string, bool) []string, path *field.Path) field.ErrorList {
+	if k.Hub().Settle == nil {
+		return validate.Meta(obj, k.Namespaced, name, path)
+	}
+	return validation.ValidateObjectMetaAccessor(obj, k.Namespaced, name, path)
+}
+
+// save brings a new state into the form in which it is stored.
+func save(ctx context.Context, k *api.Kind, obj api.Object) (api.Object, error) {
+	if k.Save == nil {
+		return obj, nil
+	}
+	return k.Save(ctx, obj)
+}
+
+// loaded is an entry as the kind's rules know it: in the hub version, with the defaults of today.
+func loaded(ctx context.Context, k *api.Kind, e *store.Entry) (*store.Entry, error) {
+	if e == nil {
+		return nil, nil
+	}
+	have := e.Object.(api.Object)
+	obj, err := k.Loaded(ctx, have)
+	if err != nil || obj == have {
+		return e, err
+	}
+	return &store.Entry{Key: e.Key, Revision: e.Revision, Created: e.Created, Object: obj}, nil
 }
 
 // commit puts one object, with what admission added.
@@ -306,7 +339,10 @@ type Update struct {
 func (c *Chain) Update(ctx context.Context, t Target, u Update) (entry *store.Entry, created bool, err error) {
 	for {
 		snap := c.Store.Snapshot()
-		current := snap.Get(Key(t.Kind, t.Namespace, t.Name))
+		var current *store.Entry
+		if current, err = loaded(ctx, t.Kind, snap.Get(Key(t.Kind, t.Namespace, t.Name))); err != nil {
+			return nil, false, err
+		}
 		if current == nil {
 			created = true
 			entry, err = c.createByUpdate(ctx, &t, u, snap)
@@ -365,6 +401,12 @@ func (c *Chain) update(ctx context.Context, t *Target, u Update, snap store.Snap
 	obj, err := u.Make(current)
 	if err != nil {
 		return nil, err
+	}
+	if t.Local {
+		// Loops change objects as they stand in the store.
+		if obj, err = t.Kind.Loaded(ctx, obj); err != nil {
+			return nil, err
+		}
 	}
 	clearType(obj)
 	if err := matchNamespace(t, obj); err != nil {
@@ -437,8 +479,12 @@ func (c *Chain) settleUpdate(t *Target, req *admission.Request, obj, old api.Obj
 		}
 	}
 	path := field.NewPath("metadata")
-	errs := validate.Meta(obj, t.Kind.Namespaced, pathSegment, path)
-	errs = append(errs, validate.MetaUpdate(obj, old, path)...)
+	errs := checkMeta(t.Kind, obj, pathSegment, path)
+	if t.Kind.Hub().Settle == nil {
+		errs = append(errs, validate.MetaUpdate(obj, old, path)...)
+	} else {
+		errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(obj, old, path)...)
+	}
 	if s.ValidateUpdate != nil {
 		errs = append(errs, s.ValidateUpdate(obj, old)...)
 	}
@@ -470,11 +516,16 @@ func keepSystemFields(obj, old api.Object) {
 // put commits an update: nothing if nothing changed, a removal if the last finalizer of a deleted object went.
 func (c *Chain) put(ctx context.Context, t *Target, req *admission.Request, obj api.Object, current *store.Entry) (*store.Entry, error) {
 	old := current.Object.(api.Object)
+	same := unchanged(obj, old)
+	obj, err := save(ctx, t.Kind, obj)
+	if err != nil {
+		return nil, err
+	}
 	op := store.Op{Key: current.Key, Object: obj, Expect: current.Revision}
 	switch {
 	case finished(t.Kind, obj, old):
 		op.Delete = true
-	case unchanged(obj, old):
+	case same && !migrates(t.Kind, req.Snapshot.Get(current.Key), obj):
 		return current, nil
 	}
 	if t.DryRun {
@@ -489,6 +540,15 @@ func (c *Chain) put(ctx context.Context, t *Target, req *admission.Request, obj 
 		return &store.Entry{Key: current.Key, Object: obj}, nil
 	}
 	return entry, err
+}
+
+// migrates tells that an object is stored in another version than it would be today, so that writing it
+// without a change brings it into that of today.
+func migrates(k *api.Kind, stored *store.Entry, obj api.Object) bool {
+	if k.Hub().Convert == nil || stored == nil {
+		return false
+	}
+	return stored.Object.(api.Object).GetObjectKind().GroupVersionKind() != obj.GetObjectKind().GroupVersionKind()
 }
 
 // unchanged tells whether two versions of an object say the same. It begins at the back, with the status, which is what most

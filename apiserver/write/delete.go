@@ -67,7 +67,10 @@ func (c *Chain) Delete(ctx context.Context, t Target, opts *metav1.DeleteOptions
 // delete is one attempt on one version.
 func (c *Chain) delete(ctx context.Context, t *Target, opts *metav1.DeleteOptions) (Deleted, error) {
 	snap := c.Store.Snapshot()
-	current := snap.Get(Key(t.Kind, t.Namespace, t.Name))
+	current, err := loaded(ctx, t.Kind, snap.Get(Key(t.Kind, t.Namespace, t.Name)))
+	if err != nil {
+		return Deleted{}, err
+	}
 	if current == nil {
 		return Deleted{}, apierrors.NewNotFound(t.Kind.GroupResource(), t.Name)
 	}
@@ -95,10 +98,14 @@ func (c *Chain) delete(ctx context.Context, t *Target, opts *metav1.DeleteOption
 }
 
 func (c *Chain) carryOut(ctx context.Context, t *Target, req *admission.Request, current *store.Entry, obj api.Object, v verdict) (Deleted, error) {
-	op := store.Op{Key: current.Key, Object: obj, Expect: current.Revision, Delete: v == remove}
 	if v == mark && unchangedDeletion(obj, current.Object.(api.Object)) {
 		return Deleted{Entry: current}, nil
 	}
+	obj, err := save(ctx, t.Kind, obj)
+	if err != nil {
+		return Deleted{}, err
+	}
+	op := store.Op{Key: current.Key, Object: obj, Expect: current.Revision, Delete: v == remove}
 	entry, err := c.commit(ctx, t.Kind, op, req)
 	var conflict *store.ConflictError
 	if errors.As(err, &conflict) {
@@ -155,6 +162,9 @@ const (
 
 // decideDelete is the pure part of a delete. It sets in obj what the delete changes.
 func decideDelete(k *api.Kind, obj api.Object, opts *metav1.DeleteOptions, now time.Time) verdict {
+	if k.BeginDelete != nil && obj.GetDeletionTimestamp() == nil {
+		k.BeginDelete(obj, now)
+	}
 	graceful := false
 	if k.Grace != nil {
 		var done bool
