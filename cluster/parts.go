@@ -19,6 +19,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"coracle.dev/coracle/api"
@@ -209,14 +210,15 @@ func (c *Cluster) nodes(name string) (http.Handler, error) {
 func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string, error) {
 	clientCA := x509.NewCertPool()
 	clientCA.AddCert(c.keys.caCert)
+	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served}
 	var err error
 	c.server, err = apiserver.New(apiserver.Config{
 		Store: c.store, Registry: c.registry, Log: c.log,
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		ServiceCIDRs: []netip.Prefix{c.serviceRange()},
 		Nodes:        c.nodes, Version: version.Info(),
-		OpenAPIV2:     openapi.V2(),
-		OpenAPIV3:     openapi.V3(),
+		OpenAPIV2:     documents.V2(),
+		OpenAPIV3:     documents.V3(),
 		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
 		Foreign:       []apiserver.Foreign{c.metrics()},
 		GroupPriority: func(group string) int32 { return builtin.GroupPriority[group] },
@@ -265,6 +267,12 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		return nil
 	}
 	return stop, c.url, nil
+}
+
+// served tells whether a resource is one of those that the API server answers for.
+func (c *Cluster) served(gvr schema.GroupVersionResource) bool {
+	k := c.registry.ByResource(gvr)
+	return k != nil && !k.Version(gvr.Version).NotServed
 }
 
 func (c *Cluster) issuer() string { return "https://kubernetes.default.svc." + c.cfg.Domain }

@@ -1,106 +1,156 @@
-// Package openapi serves the OpenAPI documents of the built-in kinds, which were made at build time
-// (tools/openapi) and are embedded compressed.
+// Package openapi publishes what every kind looks like: the documents of the built-in kinds, which were made at build
+// time (tools/openapi) and are embedded compressed, those of custom resources, which are made from their schemas when
+// somebody asks, and those of aggregated API servers, which are asked for theirs.
 //
-// It owns the documents' addresses, hashes and forms. A document goes out as it lies in the program
-// to clients that take gzip; it is decompressed only for those that do not. Nothing is kept
-// in memory. Documents of custom resources come from elsewhere.
+// It owns the documents' addresses, hashes and forms: /openapi/v3 with one document for each group version, and
+// /openapi/v2 with everything in one. It keeps nothing uncompressed, and what it made only until the next garbage
+// collection that finds it unused. It reads snapshots and never writes.
 package openapi
 
 import (
+	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
-	"encoding/json"
-	"fmt"
 	"io"
 	"io/fs"
-	"mime"
 	"net/http"
-	"path"
 	"strings"
 	"sync"
+	"weak"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"coracle.dev/coracle/store"
 )
 
 //go:embed spec
 var documents embed.FS
 
-const (
-	protobufV2  = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-	protobufV2b = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-)
+// Publisher serves the documents. It is safe for concurrent use. The zero Publisher serves the built-in kinds alone. The
+// fields are set before the first request.
+type Publisher struct {
+	// Snapshot is the state that CustomResourceDefinitions are read from; nil for none.
+	Snapshot func() store.Snapshot
+	// Served tells whether the API server answers for a resource; nil: for all that are established.
+	Served func(schema.GroupVersionResource) bool
+	// Remote lists the documents of aggregated servers; nil for none.
+	Remote func() []Remote
 
-// V2 answers /openapi/v2, in JSON or protobuf.
-func V2() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for _, part := range strings.Split(r.Header.Get("Accept"), ",") {
-			media, _, err := mime.ParseMediaType(part)
-			if err == nil && (media == protobufV2 || media == protobufV2b) {
-				serve(w, r, "spec/v2.pb.gz", protobufV2)
-				return
+	mu sync.Mutex // guards made
+	// made are documents that were made and are still in memory, by path ("v2" for that).
+	made map[string]madeDocument
+}
+
+// Remote is what an aggregated server says of one group version.
+type Remote struct {
+	// Group and Version are what it serves.
+	Group, Version string
+	// Hash changes with the document; empty if the server offers no document in the third version.
+	Hash string
+	// Handler proxies requests to that server.
+	Handler http.Handler
+	// V2 fetches the server's document in the second version as JSON; nil if it offers none. Servers of several group versions
+	// may give the same.
+	V2 func() ([]byte, error)
+}
+
+// path is where a document lies below /openapi/v3.
+func (r *Remote) path() string { return documentPath(r.Group, r.Version) }
+
+func documentPath(group, version string) string {
+	if group == "" {
+		return "api/" + version
+	}
+	return "apis/" + group + "/" + version
+}
+
+// madeDocument is a document in compressed form that the garbage collector may take.
+type madeDocument struct {
+	tag  string
+	data weak.Pointer[[]byte]
+}
+
+// document returns the compressed document of a path that has a tag, and makes it if it is no longer there.
+func (p *Publisher) document(path, tag string, make func() ([]byte, error)) ([]byte, error) {
+	p.mu.Lock()
+	if m, ok := p.made[path]; ok && m.tag == tag {
+		if data := m.data.Value(); data != nil {
+			p.mu.Unlock()
+			return *data, nil
+		}
+	}
+	p.mu.Unlock()
+	plain, err := make()
+	if err != nil {
+		return nil, err
+	}
+	data := compress(plain)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keep(path, madeDocument{tag, weak.Make(&data)})
+	return data, nil
+}
+
+// maxMade bounds the list of what was made; the documents themselves go by themselves.
+const maxMade = 256
+
+// keep remembers a document. mu is held.
+func (p *Publisher) keep(path string, m madeDocument) {
+	if len(p.made) >= maxMade {
+		for other, had := range p.made {
+			if had.data.Value() == nil {
+				delete(p.made, other)
 			}
 		}
-		serve(w, r, "spec/v2.json.gz", "application/json")
-	})
-}
-
-// V3 answers /openapi/v3, the index, and the documents of group versions below it
-// (/openapi/v3/apis/apps/v1).
-func V3() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		rest := strings.Trim(strings.TrimPrefix(path.Clean(r.URL.Path), "/openapi/v3"), "/")
-		if rest == "" {
-			w.Header().Set("Content-Type", "application/json")
-			w.Header().Set("ETag", `"`+index().etag+`"`)
-			_, _ = w.Write(index().data) // a client that went away
-			return
-		}
-		file := "spec/v3/" + rest + ".json.gz"
-		hash, known := index().hashes[rest]
-		if !known {
-			http.NotFound(w, r)
-			return
-		}
-		// The address in the index names the content, so that it can be kept for good.
-		if asked := r.URL.Query().Get("hash"); asked == hash {
-			w.Header().Set("Cache-Control", "public, immutable")
-			w.Header().Set("Expires", "Thu, 31 Dec 2099 00:00:00 GMT")
-		}
-		serve(w, r, file, "application/json")
-	})
-}
-
-type v3Index struct {
-	data   []byte
-	etag   string
-	hashes map[string]string // by path, "apis/apps/v1"
-}
-
-// index is made at the first request for it.
-var index = sync.OnceValue(func() v3Index {
-	x := v3Index{hashes: map[string]string{}}
-	paths := map[string]map[string]string{}
-	err := fs.WalkDir(documents, "spec/v3", func(file string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
-		}
-		data, err := documents.ReadFile(file)
-		if err != nil {
-			return err
-		}
-		name := strings.TrimSuffix(strings.TrimPrefix(file, "spec/v3/"), ".json.gz")
-		x.hashes[name] = hashOf(data)
-		paths[name] = map[string]string{"serverRelativeURL": fmt.Sprintf("/openapi/v3/%s?hash=%s", name, x.hashes[name])}
-		return nil
-	})
-	if err == nil {
-		x.data, err = json.Marshal(map[string]any{"paths": paths})
 	}
+	if p.made == nil || len(p.made) >= maxMade {
+		p.made = map[string]madeDocument{}
+	}
+	p.made[path] = m
+}
+
+func compress(plain []byte) []byte {
+	var buf bytes.Buffer
+	z, _ := gzip.NewWriterLevel(&buf, gzip.BestSpeed) // the level is one that there is
+	_, _ = z.Write(plain)                             // a buffer takes everything
+	_ = z.Close()
+	return bytes.Clone(buf.Bytes())
+}
+
+func decompress(data []byte) ([]byte, error) {
+	z, err := gzip.NewReader(bytes.NewReader(data))
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(z)
+}
+
+// embedded reads a document that is part of the program.
+func embedded(file string) []byte {
+	data, err := documents.ReadFile(file)
 	if err != nil {
 		panic(err) // the files are part of the program
 	}
-	x.etag = hashOf(x.data)
-	return x
+	return data
+}
+
+func v3File(path string) string { return "spec/v3/" + path + ".json.gz" }
+
+// builtIn are the hashes of the embedded documents, by path ("apis/apps/v1"). They are made at the first use.
+var builtIn = sync.OnceValue(func() map[string]string {
+	hashes := map[string]string{}
+	err := fs.WalkDir(documents, "spec/v3", func(file string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			hashes[strings.TrimSuffix(strings.TrimPrefix(file, "spec/v3/"), ".json.gz")] = hashOf(embedded(file))
+		}
+		return err
+	})
+	if err != nil {
+		panic(err) // the files are part of the program
+	}
+	return hashes
 })
 
 func hashOf(data []byte) string {
@@ -108,17 +158,12 @@ func hashOf(data []byte) string {
 	return strings.ToUpper(hex.EncodeToString(sum[:]))
 }
 
-// serve sends an embedded document.
-func serve(w http.ResponseWriter, r *http.Request, file, media string) {
-	data, err := documents.ReadFile(file)
-	if err != nil {
-		http.NotFound(w, r)
-		return
-	}
+// serve sends a compressed document.
+func serve(w http.ResponseWriter, r *http.Request, data []byte, tag, media string) {
 	h := w.Header()
 	h.Set("Content-Type", media)
 	h.Set("Vary", "Accept, Accept-Encoding")
-	etag := `"` + hashOf(data) + `"`
+	etag := `"` + tag + `"`
 	h.Set("ETag", etag)
 	if r.Header.Get("If-None-Match") == etag {
 		w.WriteHeader(http.StatusNotModified)
@@ -129,7 +174,7 @@ func serve(w http.ResponseWriter, r *http.Request, file, media string) {
 		_, _ = w.Write(data) // a client that went away
 		return
 	}
-	z, err := gzip.NewReader(strings.NewReader(string(data)))
+	z, err := gzip.NewReader(bytes.NewReader(data))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
