@@ -15,8 +15,8 @@ import (
 )
 
 func newImage() *cobra.Command {
-	c := &cobra.Command{Use: "image", Short: "Import, list, pull and remove the node's container images"}
-	c.AddCommand(newImageImport(), newImageList(), newImageRemove(), newImagePull())
+	c := &cobra.Command{Use: "image", Short: "Import, build, list, pull and remove the node's container images"}
+	c.AddCommand(newImageImport(), newImageBuild(), newImageList(), newImageRemove(), newImagePull())
 	return c
 }
 

@@ -62,6 +62,7 @@ func TestScripts(t *testing.T) {
 			"registry":   serveRegistry,
 			"instance":   oneMore,
 			"expand":     expand,
+			"program":    program,
 		},
 	})
 }
@@ -78,6 +79,11 @@ func setup(env *testscript.Env, bin string) error {
 		return err
 	}
 	env.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	env.Setenv("ROOT", root)
 	env.Setenv("BIN", bin)
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("CORACLE_DATA_DIR", data)
@@ -118,6 +124,19 @@ func logTail(ts *testscript.TestScript) {
 	}
 	lines := bytes.Split(data, []byte("\n"))
 	ts.Logf("the cluster's log ends:\n%s", bytes.Join(lines[max(0, len(lines)-40):], []byte("\n")))
+}
+
+// program FOLDER FILE builds a static program from a folder of this tree, which may be a module of its own.
+func program(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: program FOLDER FILE")
+	}
+	c := exec.Command("go", "build", "-o", ts.MkAbs(args[1]), ".")
+	c.Dir = filepath.Join(ts.Getenv("ROOT"), args[0])
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := c.CombinedOutput(); err != nil {
+		ts.Fatalf("building %s: %v\n%s", args[0], err, out)
+	}
 }
 
 // eventually TIME PATTERN COMMAND... runs the command again until it succeeds and its
