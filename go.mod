@@ -54,7 +54,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0
 )
 
-require golang.org/x/crypto v0.55.0 // indirect
+require golang.org/x/crypto v0.55.0
 
 require (
 	cel.dev/expr v0.25.1 // indirect

@@ -1,0 +1,172 @@
+package encrypt
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"coracle.dev/coracle/store"
+)
+
+// ErrKey says that something on disk cannot be read with the keys that there are. What it wraps says which resource and what to do.
+var ErrKey = errors.New("encrypted data cannot be read")
+
+// marker is how every encrypted value begins.
+var marker = []byte("k8s:enc:")
+
+// codec encrypts behind another codec.
+type codec struct {
+	store.Codec
+	config *Config
+	chosen sync.Map // resource -> []transformer
+}
+
+// Wrap returns a codec whose stored form is encrypted as the configuration says. With a nil Config it encrypts nothing, and
+// says so when it meets data that is.
+func Wrap(inner store.Codec, c *Config) store.Codec { return &codec{Codec: inner, config: c} }
+
+// providers are those of a resource, nil if it is not to be encrypted.
+func (c *codec) providers(resource string) []transformer {
+	if c.config == nil {
+		return nil
+	}
+	if p, ok := c.chosen.Load(resource); ok {
+		return p.([]transformer)
+	}
+	p := c.config.providers(resource)
+	c.chosen.Store(resource, p)
+	return p
+}
+
+func (c *Config) providers(resource string) []transformer {
+	// Rules are looked at from the most to the least particular name, as upstream does.
+	for _, fits := range []func(string) bool{
+		func(p string) bool { return p == resource },
+		func(p string) bool { return strings.HasPrefix(p, "*") && p != "*.*" && covers(p, resource) },
+		func(p string) bool { return p == "*.*" },
+	} {
+		for _, r := range c.rules {
+			for _, p := range r.resources {
+				if fits(p) {
+					return r.providers
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Encode implements store.Codec.
+func (c *codec) Encode(key store.Key, obj any) ([]byte, error) {
+	data, err := c.Codec.Encode(key, obj)
+	if err != nil {
+		return nil, err
+	}
+	providers := c.providers(key.Resource)
+	if len(providers) == 0 || providers[0].prefix == "" {
+		return data, nil
+	}
+	sealed, err := providers[0].seal(data, path(key))
+	if err != nil {
+		return nil, fmt.Errorf("encrypt %s: %w", key, err)
+	}
+	return append([]byte(providers[0].prefix), sealed...), nil
+}
+
+// Decode implements store.Codec.
+func (c *codec) Decode(key store.Key, data []byte) (any, error) {
+	plain, err := c.plain(key, data)
+	if err != nil {
+		return nil, err
+	}
+	return c.Codec.Decode(key, plain)
+}
+
+func (c *codec) plain(key store.Key, data []byte) ([]byte, error) {
+	encrypted := bytes.HasPrefix(data, marker)
+	providers := c.providers(key.Resource)
+	if !encrypted {
+		for _, p := range providers {
+			if p.prefix == "" {
+				return data, nil
+			}
+		}
+		if len(providers) == 0 {
+			return data, nil
+		}
+		return nil, fmt.Errorf("%w: %s is stored in plain text and its providers do not include identity: add `identity: {}` as the last provider of %q, "+
+			"start, write all of them again (kubectl get %s -A -o json | kubectl replace -f -), and take it out again",
+			ErrKey, key, key.Resource, key.Resource)
+	}
+	var cause error
+	for _, p := range providers {
+		if p.prefix == "" || !bytes.HasPrefix(data, []byte(p.prefix)) {
+			continue
+		}
+		plain, err := p.open(data[len(p.prefix):], path(key))
+		if err == nil {
+			return plain, nil
+		}
+		// Two keys may bear the same name.
+		cause = err
+	}
+	name := prefixOf(data)
+	switch {
+	case c.config == nil:
+		return nil, fmt.Errorf("%w: %s was encrypted by %s: start with the --encryption-provider-config that it was written with", ErrKey, key, name)
+	case cause != nil:
+		return nil, fmt.Errorf("%w: %s was encrypted by %s, and the key of that name in --encryption-provider-config does not open it (%w): "+
+			"put the key back that it was written with", ErrKey, key, name, cause)
+	}
+	return nil, fmt.Errorf("%w: %s was encrypted by %s, which is not among the providers of %q in --encryption-provider-config: "+
+		"add it behind the first provider", ErrKey, key, name, key.Resource)
+}
+
+// prefixOf names provider and key of an encrypted value ("aesgcm, key key1").
+func prefixOf(data []byte) string {
+	parts := strings.SplitN(string(data[:min(len(data), 300)]), ":", 6)
+	if len(parts) < 6 {
+		return "an unknown provider"
+	}
+	return fmt.Sprintf("%s, key %q", parts[2], parts[4])
+}
+
+// special are the resources whose place in etcd does not have their own name.
+var special = map[string]string{
+	"replicationcontrollers":             "controllers",
+	"endpoints":                          "services/endpoints",
+	"services":                           "services/specs",
+	"nodes":                              "minions",
+	"ingresses.networking.k8s.io":        "ingress",
+	"apiservices.apiregistration.k8s.io": "apiregistration.k8s.io/apiservices",
+	"customresourcedefinitions.apiextensions.k8s.io": "apiextensions.k8s.io/customresourcedefinitions",
+}
+
+// builtIn are the groups whose resources stand in etcd without the name of the group.
+var builtIn = map[string]bool{
+	"": true, "apps": true, "batch": true, "autoscaling": true, "policy": true,
+	"admissionregistration.k8s.io": true, "authentication.k8s.io": true, "authorization.k8s.io": true, "certificates.k8s.io": true,
+	"coordination.k8s.io": true, "discovery.k8s.io": true, "events.k8s.io": true, "flowcontrol.apiserver.k8s.io": true,
+	"internal.apiserver.k8s.io": true, "networking.k8s.io": true, "node.k8s.io": true, "rbac.authorization.k8s.io": true,
+	"resource.k8s.io": true, "scheduling.k8s.io": true, "storage.k8s.io": true, "storagemigration.k8s.io": true,
+}
+
+// path is where upstream keeps the object in etcd, which authenticates it.
+func path(key store.Key) string {
+	name, group, _ := strings.Cut(key.Resource, ".")
+	at, ok := special[key.Resource]
+	switch {
+	case ok:
+	case builtIn[group]:
+		at = name
+	default:
+		at = group + "/" + name
+	}
+	p := "/registry/" + at + "/"
+	if key.Namespace != "" {
+		p += key.Namespace + "/"
+	}
+	return p + key.Name
+}
