@@ -1,16 +1,19 @@
-// Package authz decides what a user may do: system:masters everything, all others
+// Package authz decides what a user may do: system:masters everything, a node what belongs to it, all others
 // what RBAC gives them.
 //
-// It reads roles and bindings from the store and writes nothing. Parts of this program
+// It reads roles and bindings, and what pods on a node refer to, from the store and writes nothing. Parts of this program
 // that write in-process are not asked.
 package authz
 
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"coracle.dev/coracle/client"
@@ -25,6 +28,10 @@ type Attributes struct {
 	IsResource                                             bool
 	// Path of all other requests.
 	Path string
+	// Fields and Labels are the selectors of a list, watch or deletecollection (KEP-4601): all of them hold for what the
+	// request may see. An authorizer may use them to allow more, never to allow less. Nil where there are none or they could not be read.
+	Fields fields.Requirements
+	Labels labels.Requirements
 }
 
 // Authorizer allows requests; nothing is allowed that none allows.
@@ -65,6 +72,33 @@ func (u Any) Authorize(ctx context.Context, a *Attributes) (bool, string, error)
 		}
 	}
 	return false, strings.Join(reasons, "\n"), first
+}
+
+// Select reads the selectors of a list, watch or deletecollection out of its query. A field selector that asks for one name
+// makes a list or watch one of that object (resourceNames of a role then apply).
+func (a *Attributes) Select(query string) {
+	if !strings.Contains(query, "Selector") {
+		return
+	}
+	values, _ := url.ParseQuery(query) // what can be read counts
+	if text := values.Get("fieldSelector"); text != "" {
+		if s, err := fields.ParseSelector(text); err == nil {
+			a.Fields = s.Requirements()
+			if name, ok := s.RequiresExactMatch("metadata.name"); ok && a.Name == "" && a.Verb != "deletecollection" && isSegment(name) {
+				a.Name = name
+			}
+		}
+	}
+	if text := values.Get("labelSelector"); text != "" {
+		if s, err := labels.Parse(text); err == nil {
+			a.Labels, _ = s.Requirements()
+		}
+	}
+}
+
+// isSegment tells whether a name can stand in a path.
+func isSegment(name string) bool {
+	return name != "" && name != "." && name != ".." && !strings.ContainsAny(name, "/%")
 }
 
 // escape keeps messages from looking like HTML.
