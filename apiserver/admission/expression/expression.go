@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 
 	"github.com/google/cel-go/cel"
 	celtypes "github.com/google/cel-go/common/types"
@@ -50,6 +51,8 @@ type Result struct {
 	Value ref.Val
 	// Err is an *apicel.Error in upstream's words.
 	Err error
+	// Elapsed is how long it took.
+	Elapsed time.Duration
 }
 
 // Evaluate runs expressions in order on one request; nil entries are passed over. Variables are evaluated when first asked
@@ -65,10 +68,12 @@ func (s *Scope) Evaluate(ctx context.Context, in *Input, list []*expression.Expr
 		if e == nil {
 			continue
 		}
+		began := time.Now()
 		var err error
 		if results[i], budget, err = a.evaluate(e, budget); err != nil {
 			return nil, -1, err
 		}
+		results[i].Elapsed = time.Since(began)
 	}
 	return results, budget, nil
 }

@@ -52,9 +52,9 @@ type values struct {
 	answers                                               *answers
 }
 
-// NewInput makes the Input of a request that matched, all but Params. Requests without namespace have none, and so have those for
-// namespaces.
-func NewInput(r *admission.Request, m *match.Match, a authz.Authorizer) (*Input, error) {
+// NewInput makes the Input of a request that matched, all but Params. Requests without namespace have no Namespace, and those for
+// namespaces neither. The context bounds conversion.
+func NewInput(ctx context.Context, r *admission.Request, m *match.Match, a authz.Authorizer) (*Input, error) {
 	in := &Input{Request: NewRequest(r, m), Authorizer: a, User: r.User}
 	for _, one := range []struct {
 		to   *runtime.Object
@@ -63,7 +63,7 @@ func NewInput(r *admission.Request, m *match.Match, a authz.Authorizer) (*Input,
 		if one.from == nil {
 			continue
 		}
-		shown, err := m.Show(one.from)
+		shown, err := m.Convert(ctx, one.from)
 		if err != nil {
 			return nil, err
 		}
@@ -85,9 +85,18 @@ func NewRequest(r *admission.Request, m *match.Match) *admissionv1.AdmissionRequ
 	return &admissionv1.AdmissionRequest{
 		Kind: metav1.GroupVersionKind(m.Kind), Resource: metav1.GroupVersionResource(m.Resource), SubResource: m.Subresource,
 		RequestKind: &kind, RequestResource: &resource, RequestSubResource: r.Subresource,
-		Name: r.Name, Namespace: r.Namespace, Operation: admissionv1.Operation(r.Operation),
-		UserInfo: userInfo(&r.User), DryRun: &dryRun, Options: runtime.RawExtension{Object: r.Options},
+		Name: r.ObjectName(), Namespace: Namespace(r), Operation: admissionv1.Operation(r.Operation),
+		UserInfo: userInfo(&r.User), DryRun: &dryRun, Options: runtime.RawExtension{Object: r.OperationOptions()},
 	}
+}
+
+// Namespace is the namespace that a request is said to have. As upstream has it, that of a namespace is its own, but for a
+// create.
+func Namespace(r *admission.Request) string {
+	if r.Kind.Name() == client.Namespaces.Name && r.Operation != admission.Create {
+		return r.Name
+	}
+	return r.Namespace
 }
 
 func userInfo(u *client.User) authenticationv1.UserInfo {
