@@ -22,3 +22,13 @@ func (c *Cluster) certificateLoops() certificates.Config {
 		},
 	}
 }
+
+// podCertificate asks, as the node, for a certificate of one of its pods.
+func (c *Cluster) podCertificate(ctx context.Context, r *certificatesv1.PodCertificateRequest) (*certificatesv1.PodCertificateRequest, error) {
+	user := client.User{Name: "system:node:" + c.cfg.NodeName, Groups: []string{client.GroupNodes, client.GroupAuthenticated}}
+	made, err := c.client.Create(client.WithUser(ctx, user), "podcertificaterequests.certificates.k8s.io", r, client.WriteOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return made.(*certificatesv1.PodCertificateRequest), nil
+}

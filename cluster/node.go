@@ -118,7 +118,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 	net := network.NewNode(c.pods, c.balancer)
 	volumes := volume.New(volume.Config{
 		Root: c.state.path("pods"), Client: c.client, NodeName: c.cfg.NodeName, Log: c.log,
-		Token: c.podToken,
+		Token: c.podToken, Certificate: c.podCertificate,
 		Wake:  func(uid types.UID) { agent.WakeVolumes(uid) },
 		Image: func(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (string, error) {
 			return agent.VolumeImage(ctx, p, v)

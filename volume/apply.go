@@ -222,6 +222,9 @@ func (m *Manager) setUpFiles(ctx context.Context, s store.Snapshot, p *podState,
 	if err := m.fetchTokens(ctx, p, v.Name, files); err != nil {
 		return Mount{}, err
 	}
+	if err := m.fetchCertificates(ctx, s, p, v, files); err != nil {
+		return Mount{}, err
+	}
 	if inMemory(v) {
 		if err := m.memory.enter(p.uid); err != nil {
 			return Mount{}, err

@@ -16,7 +16,7 @@ import (
 
 // watched are the resources whose changes volumes follow.
 var watched = []string{
-	"configmaps", "secrets", "pods", "nodes", "serviceaccounts", trustBundles,
+	"configmaps", "secrets", "pods", "nodes", "serviceaccounts", trustBundles, podRequests.Name,
 	"persistentvolumeclaims", "persistentvolumes",
 }
 
@@ -96,6 +96,12 @@ func (m *Manager) concerned(events []store.Event) map[types.UID]struct{} {
 			continue
 		}
 		key := events[i].Entry.Key
+		if key.Resource == podRequests.Name {
+			if uid, ok := decided(&events[i]); ok && m.pods[uid] != nil {
+				out[uid] = struct{}{}
+			}
+			continue
+		}
 		for uid := range m.users[key] {
 			out[uid] = struct{}{}
 		}
@@ -161,6 +167,10 @@ func (m *Manager) refresh(ctx context.Context, uid types.UID) {
 		p.pod = now
 	}
 	if p.failed {
+		select {
+		case p.again <- struct{}{}:
+		default:
+		}
 		if m.cfg.Wake != nil {
 			m.cfg.Wake(uid)
 		}

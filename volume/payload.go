@@ -28,6 +28,8 @@ type file struct {
 	user *int64
 	// token is set in place of data for a service account token that is still to be fetched.
 	token *TokenRequest
+	// certificate is set in place of data for a part of a pod's certificate.
+	certificate *certificateFile
 }
 
 // payload is everything in such a volume, by clean relative path.
@@ -95,7 +97,7 @@ func (in inputs) projected(out payload, v *corev1.ProjectedVolumeSource) error {
 		case src.ClusterTrustBundle != nil:
 			err = in.trustBundle(out, src.ClusterTrustBundle, mode)
 		case src.PodCertificate != nil:
-			err = fmt.Errorf("podCertificate sources are not supported by this node")
+			in.podCertificate(out, src.PodCertificate, i, mode)
 		}
 		if err != nil {
 			errs = append(errs, err)

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -31,6 +32,9 @@ type Config struct {
 	// Token issues a service account token that is bound to a pod. It is called with a
 	// deadline. Nil: volumes with a serviceAccountToken source fail.
 	Token func(ctx context.Context, r TokenRequest) (Token, error)
+	// Certificate creates a request for a certificate of a pod and returns it as it was stored. It is called with a
+	// deadline. Nil: volumes with a podCertificate source fail.
+	Certificate func(ctx context.Context, r *certificatesv1.PodCertificateRequest) (*certificatesv1.PodCertificateRequest, error)
 	// Image makes the image of an image volume present, by its pull policy, and returns the name or
 	// ID under which the container runtime can mount it. It is called again on each Prepare and may
 	// take long. Nil: the volume's reference is returned as it stands, and the node agent sees to the image.
@@ -159,10 +163,14 @@ type podState struct {
 	made map[string]Mount
 	// tokens are those in use, by volume and path.
 	tokens map[tokenKey]heldToken
+	// certificates are those in use or asked for.
+	certificates map[certificateKey]*heldCertificate
 	// failed is set while the last Prepare failed.
 	failed bool
 	// gone is set once Unprepare has run: a refresh that comes late does nothing.
 	gone bool
+	// again tells a Prepare that waits for a certificate that something changed (not guarded).
+	again chan struct{}
 	// sources are the objects that this pod is registered for (guarded by Manager.mu).
 	sources map[source]struct{}
 }
@@ -206,6 +214,28 @@ func (m *Manager) Prepare(ctx context.Context, pod *corev1.Pod) (map[string]Moun
 	images, imageErrs := m.prepareImages(ctx, pod, wanted)
 
 	p := m.enter(pod)
+	mounts, err := m.prepare(ctx, p, pod, wanted, images, imageErrs)
+	// Signers are quick as a rule: it is not worth an event that they have not answered in no time.
+	var patience <-chan time.Time
+	for errors.Is(err, errNotIssued) {
+		if patience == nil {
+			patience = m.cfg.After(issuePatience)
+		}
+		select {
+		case <-p.again:
+			mounts, err = m.prepare(ctx, p, pod, wanted, images, imageErrs)
+			continue
+		case <-patience:
+		case <-ctx.Done():
+		}
+		break
+	}
+	return mounts, err
+}
+
+// prepare is one attempt of Prepare.
+func (m *Manager) prepare(ctx context.Context, p *podState, pod *corev1.Pod, wanted []wantedVolume,
+	images map[string]Mount, imageErrs map[string]error) (map[string]Mount, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
@@ -268,7 +298,10 @@ func (m *Manager) enter(pod *corev1.Pod) *podState {
 			uid:     pod.UID,
 			pod:     pod,
 			tokens:  map[tokenKey]heldToken{},
+			again:   make(chan struct{}, 1),
 			sources: map[source]struct{}{},
+
+			certificates: map[certificateKey]*heldCertificate{},
 		}
 		m.pods[pod.UID] = p
 	}
