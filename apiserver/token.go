@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/client"
 )
@@ -29,7 +30,8 @@ const (
 	extendedToken         = 365 * 24 * time.Hour
 )
 
-// issueToken answers POST to serviceaccounts/x/token.
+// issueToken answers POST to serviceaccounts/x/token
+// (https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-request-v1/).
 func (c *call) issueToken() error {
 	o, err := c.options("CreateOptions")
 	if err != nil {
@@ -43,38 +45,66 @@ func (c *call) issueToken() error {
 	if c.tokens == nil {
 		return apierrors.NewInternalError(errNoTokens)
 	}
-	if err := c.completeTokenRequest(req); err != nil {
+	if err := c.chain.Admission.Mutate(c.r.Context(), c.tokenAdmission(req, &o)); err != nil {
+		return err
+	}
+	if err := c.matchesAccount(req); err != nil {
 		return err
 	}
 	e, err := c.current()
 	if err != nil {
 		return err
 	}
-	grant, err := c.grant(e.Object.(*corev1.ServiceAccount), &req.Spec)
+	sa := e.Object.(*corev1.ServiceAccount)
+	now := c.cfg.Now()
+	if err := c.completeTokenRequest(req, sa, now); err != nil {
+		return err
+	}
+	if err := c.chain.Admission.Validate(c.r.Context(), c.tokenAdmission(req.DeepCopy(), &o)); err != nil {
+		return err
+	}
+	grant, err := c.grant(sa, &req.Spec)
 	if err != nil {
 		return err
 	}
-	requested := time.Duration(*req.Spec.ExpirationSeconds) * time.Second
 	token, _, err := c.tokens.Issue(grant)
 	if err != nil {
 		return apierrors.NewInternalError(fmt.Errorf("failed to generate token: %v", err))
 	}
-	req.Status = authenticationv1.TokenRequestStatus{
-		Token: token, ExpirationTimestamp: metav1.NewTime(c.cfg.Now().Add(requested).Truncate(time.Second)),
-	}
+	expires := now.Add(time.Duration(*req.Spec.ExpirationSeconds) * time.Second)
+	req.Status = authenticationv1.TokenRequestStatus{Token: token, ExpirationTimestamp: metav1.NewTime(expires.Truncate(time.Second))}
 	return c.answerObject(http.StatusCreated, req, gvk)
 }
 
+// matchesAccount checks that a request names the account of its URL or none.
+func (c *call) matchesAccount(req *authenticationv1.TokenRequest) error {
+	var errs field.ErrorList
+	meta := field.NewPath("metadata")
+	switch {
+	case req.Name != "" && req.Name != c.info.Name:
+		errs = append(errs, field.Invalid(meta.Child("name"), req.Name, "must match the service account name if specified"))
+	case req.Namespace != "" && req.Namespace != c.info.Namespace:
+		errs = append(errs, field.Invalid(meta.Child("namespace"), req.Namespace, "must match the service account namespace if specified"))
+	default:
+		return nil
+	}
+	return apierrors.NewInvalid(tokenRequestKind, c.info.Name, errs)
+}
+
+var tokenRequestKind = schema.GroupKind{Group: authenticationv1.GroupName, Kind: "TokenRequest"}
+
 // completeTokenRequest defaults and validates.
-func (c *call) completeTokenRequest(req *authenticationv1.TokenRequest) error {
-	if req.Name != "" && req.Name != c.info.Name {
-		return apierrors.NewBadRequest(fmt.Sprintf("metadata.name must match the service account name (%q)", c.info.Name))
+func (c *call) completeTokenRequest(req *authenticationv1.TokenRequest, sa *corev1.ServiceAccount, now time.Time) error {
+	if req.UID != "" && req.UID != sa.UID {
+		return apierrors.NewConflict(schema.GroupResource{Group: tokenRequestKind.Group, Resource: tokenRequestKind.Kind}, c.info.Name, fmt.Errorf(
+			"the UID in the token request (%s) does not match the UID of the service account (%s)", req.UID, sa.UID))
 	}
-	if req.Namespace != "" && req.Namespace != c.info.Namespace {
-		return apierrors.NewBadRequest("the namespace of the provided object does not match the namespace sent on the request")
+	req.Name, req.Namespace, req.UID = sa.Name, sa.Namespace, sa.UID
+	req.CreationTimestamp = metav1.NewTime(now.UTC().Truncate(time.Second))
+	req.Status = authenticationv1.TokenRequestStatus{}
+	if len(req.Spec.Audiences) == 0 {
+		req.Spec.Audiences = slices.Clone(c.cfg.Audiences)
 	}
-	req.Name, req.Namespace = c.info.Name, c.info.Namespace
-	req.CreationTimestamp = c.now()
 	if req.Spec.ExpirationSeconds == nil {
 		seconds := int64(defaultTokenSeconds)
 		req.Spec.ExpirationSeconds = &seconds
@@ -88,24 +118,24 @@ func (c *call) completeTokenRequest(req *authenticationv1.TokenRequest) error {
 		errs = append(errs, field.Invalid(path, seconds, "may not specify a duration larger than 2^32 seconds"))
 	}
 	if len(errs) > 0 {
-		return apierrors.NewInvalid(schema.GroupKind{Group: authenticationv1.GroupName, Kind: "TokenRequest"}, "", errs)
-	}
-	if len(req.Spec.Audiences) == 0 {
-		req.Spec.Audiences = slices.Clone(c.cfg.Audiences)
+		return apierrors.NewInvalid(tokenRequestKind, "", errs)
 	}
 	return nil
+}
+
+// tokenAdmission is the request as plug-ins see it: those that change see what the client sent, those that only refuse a copy of
+// what it has become.
+func (c *call) tokenAdmission(req *authenticationv1.TokenRequest, o *writeOptions) *admission.Request {
+	return &admission.Request{
+		Operation: admission.Create, Kind: c.kind, Version: c.version.Name, Subresource: c.info.Subresource,
+		Namespace: c.info.Namespace, Name: c.info.Name, Object: req, User: c.user, DryRun: o.dryRun,
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn,
+	}
 }
 
 // grant says what the token is for.
 func (c *call) grant(sa *corev1.ServiceAccount, spec *authenticationv1.TokenRequestSpec) (authn.Grant, error) {
 	g := authn.Grant{ServiceAccount: sa, Audiences: spec.Audiences, Expiry: time.Duration(*spec.ExpirationSeconds) * time.Second}
-	forServer := len(spec.Audiences) == len(c.cfg.Audiences)
-	for _, a := range spec.Audiences {
-		forServer = forServer && slices.Contains(c.cfg.Audiences, a)
-	}
-	if *spec.ExpirationSeconds == projectedTokenSeconds && forServer {
-		g.WarnAfter, g.Expiry = g.Expiry, extendedToken
-	}
 	ref := spec.BoundObjectRef
 	if ref == nil {
 		return g, nil
@@ -119,7 +149,18 @@ func (c *call) grant(sa *corev1.ServiceAccount, spec *authenticationv1.TokenRequ
 		return g, apierrors.NewConflict(schema.GroupResource{Group: gvk.Group, Resource: gvk.Kind}, ref.Name, fmt.Errorf(
 			"the UID in the bound object reference (%s) does not match the UID in record. The object might have been deleted and then recreated", ref.UID))
 	}
+	if g.Pod != nil && *spec.ExpirationSeconds == projectedTokenSeconds && c.forServer(spec.Audiences) {
+		g.WarnAfter, g.Expiry = g.Expiry, extendedToken
+	}
 	return g, nil
+}
+
+// forServer tells whether audiences are exactly those of this server.
+func (c *call) forServer(audiences []string) bool {
+	if len(audiences) != len(c.cfg.Audiences) {
+		return false
+	}
+	return !slices.ContainsFunc(audiences, func(a string) bool { return !slices.Contains(c.cfg.Audiences, a) })
 }
 
 // bindToken binds a token to the object that a reference names, and returns its UID.
@@ -133,7 +174,7 @@ func (c *call) bindToken(g *authn.Grant, ref *authenticationv1.BoundObjectRefere
 			return "", apierrors.NewNotFound(schema.GroupResource{Resource: "pods"}, ref.Name)
 		}
 		if pod.Spec.ServiceAccountName != c.info.Name {
-			return "", apierrors.NewBadRequest(fmt.Sprintf("cannot bind token for serviceaccount %q to pod running with serviceaccount %q", c.info.Name, pod.Spec.ServiceAccountName))
+			return "", apierrors.NewBadRequest(fmt.Sprintf("cannot bind token for serviceaccount %q to pod running with different serviceaccount name.", c.info.Name))
 		}
 		g.Pod = &authn.Ref{Name: pod.Name, UID: pod.UID}
 		if pod.Spec.NodeName != "" {
