@@ -94,6 +94,14 @@ func (r *Request) ObjectName() string {
 	return r.Name
 }
 
+// ObjectNamespace is the namespace as webhooks and policies are shown it: that of a request for a namespace is the namespace itself.
+func (r *Request) ObjectNamespace() string {
+	if r.Namespace == "" && r.Kind.Group == "" && r.Kind.Resource == "namespaces" {
+		return r.ObjectName()
+	}
+	return r.Namespace
+}
+
 // OperationOptions are the options in the type that belongs to the operation, with their type written in them, as webhooks and
 // policies are shown them: CreateOptions for a patch that creates, UpdateOptions for one that changes. Nil on Connect.
 func (r *Request) OperationOptions() runtime.Object {
