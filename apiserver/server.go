@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -18,9 +17,11 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/admission/webhook"
 	"coracle.dev/coracle/apiserver/allocate"
 	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/apiserver/backend"
 	"coracle.dev/coracle/apiserver/discovery"
 	"coracle.dev/coracle/apiserver/list"
 	"coracle.dev/coracle/apiserver/wire"
@@ -57,6 +58,8 @@ type Config struct {
 
 	// Nodes gives the kubelet API of a node, for logs, exec, attach, port-forward and proxy.
 	Nodes func(node string) (http.Handler, error)
+	// Backends are what webhooks and the like are reached through; nil makes one of Dial.
+	Backends *backend.Pool
 	// Dial reaches pods and services for their proxies; a plain net.Dialer if nil.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -105,6 +108,7 @@ type Check struct {
 type Server struct {
 	cfg       Config
 	chain     *write.Chain
+	webhooks  *webhook.Webhooks
 	lister    *list.Lister
 	authn     *authn.Authenticator
 	tokens    *authn.Tokens
@@ -155,9 +159,9 @@ func New(cfg Config) (*Server, error) {
 	rights := &escalation{authorizer: s.authz, rbac: rbac}
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
-		Admission: slices.Concat(append(admission.BuiltIn(cfg.Store), admission.NodeRestriction(s.authz)), admission.Certificates(rights.access()), cfg.Admission, cfg.Policies,
-			admission.Last(), admission.Chain{rights.plugin()}),
 	}
+	s.webhooks = s.newWebhooks()
+	s.chain.Admission = s.plugins(rights)
 	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)
 	if err != nil {
 		return nil, fmt.Errorf("apiserver: %w", err)
@@ -181,6 +185,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.Dial == nil {
 		c.Dial = (&net.Dialer{Timeout: 30 * time.Second}).DialContext
+	}
+	if c.Backends == nil {
+		c.Backends = &backend.Pool{Snapshot: c.Store.Snapshot, Dial: c.Dial}
 	}
 	if c.MaxReads == 0 {
 		c.MaxReads = 400

@@ -64,6 +64,10 @@ type Target struct {
 	Manager string
 	// Warn sends a warning to the client; nil drops it.
 	Warn func(text string)
+	// Annotate is for the audit log, as admission.Request has it.
+	Annotate func(key, value string)
+	// Admitted says that admission has passed this already, as part of something else (an eviction).
+	Admitted bool
 }
 
 // OptimisticLock is why an update on condition of an older revision is refused.
@@ -109,8 +113,24 @@ func (t *Target) request(op admission.Operation, obj, old api.Object, snap store
 	return &admission.Request{
 		Operation: op, Kind: t.Kind, Version: t.Version, Subresource: t.Subresource,
 		Namespace: t.Namespace, Name: t.Name, Object: obj, Old: old,
-		User: t.User, Local: t.Local, DryRun: t.DryRun, Options: t.Options, Snapshot: snap, Now: now, Warn: t.warn,
+		User: t.User, Local: t.Local, DryRun: t.DryRun, Options: t.Options, Snapshot: snap, Now: now, Warn: t.warn, Annotate: t.Annotate,
 	}
+}
+
+// mutate runs the first half of admission.
+func (c *Chain) mutate(ctx context.Context, t *Target, req *admission.Request) error {
+	if t.Admitted {
+		return nil
+	}
+	return c.Admission.Mutate(ctx, req)
+}
+
+// validate runs the second half of admission.
+func (c *Chain) validate(ctx context.Context, t *Target, req *admission.Request) error {
+	if t.Admitted {
+		return nil
+	}
+	return c.Admission.Validate(ctx, req)
 }
 
 // seconds is a time as API objects hold it.
@@ -205,7 +225,7 @@ type staged struct {
 func (c *Chain) stage(ctx context.Context, t *Target, obj api.Object, snap store.Snapshot) (st staged, err error) {
 	now := c.Now()
 	req := t.request(admission.Create, obj, nil, snap, now)
-	if err := c.Admission.Mutate(ctx, req); err != nil {
+	if err := c.mutate(ctx, t, req); err != nil {
 		return st, err
 	}
 	obj = req.Object
@@ -252,7 +272,7 @@ func (c *Chain) settleCreate(ctx context.Context, t *Target, req *admission.Requ
 			t.warn(w)
 		}
 	}
-	return release, c.Admission.Validate(ctx, req)
+	return release, c.validate(ctx, t, req)
 }
 
 func (c *Chain) validateCreate(t *Target, s *api.Strategy, obj api.Object) field.ErrorList {
@@ -332,6 +352,10 @@ type Update struct {
 	Raw bool
 	// View, if not nil, gives what admission is shown in place of the object (scale).
 	View func(obj api.Object) api.Object
+	// Merge puts a View that admission has replaced back into the object, which the caller owns. Nil drops such changes.
+	Merge func(obj, view api.Object) (api.Object, error)
+	// Created shows admission the View as something new, since it is what the client creates (pods/binding).
+	Created bool
 }
 
 // Update changes an object. The entry is the new version, or the present one if nothing changed,
@@ -416,15 +440,18 @@ func (c *Chain) update(ctx context.Context, t *Target, u Update, snap store.Snap
 		t.Kind.Default(obj)
 	}
 	req := t.request(admission.Update, obj, old, snap, c.Now())
-	if u.View != nil {
-		req.Object, req.Old = u.View(obj), u.View(old)
-	}
+	view := u.show(req, obj, old)
 	dedupOwners(t, obj, "")
-	if err := c.Admission.Mutate(ctx, req); err != nil {
+	if err := c.mutate(ctx, t, req); err != nil {
 		return nil, err
 	}
-	if u.View == nil {
+	switch {
+	case u.View == nil:
 		obj = req.Object
+	case u.Merge != nil && req.Object != view:
+		if obj, err = u.Merge(obj, req.Object); err != nil {
+			return nil, err
+		}
 	}
 	dedupOwners(t, obj, afterAdmission)
 	if err := checkRevision(t, obj, old); err != nil {
@@ -439,10 +466,24 @@ func (c *Chain) update(ctx context.Context, t *Target, u Update, snap store.Snap
 			return nil, err
 		}
 	}
-	if err := c.Admission.Validate(ctx, req); err != nil {
+	if err := c.validate(ctx, t, req); err != nil {
 		return nil, err
 	}
 	return c.put(ctx, t, req, obj, current)
+}
+
+// show gives admission the View in place of the object, and returns it.
+func (u *Update) show(req *admission.Request, obj, old api.Object) api.Object {
+	if u.View == nil {
+		return nil
+	}
+	req.Object, req.Old = u.View(obj), nil
+	if u.Created {
+		req.Operation = admission.Create
+	} else {
+		req.Old = u.View(old)
+	}
+	return req.Object
 }
 
 // checkRevision compares the revision that an update names with the one that is there, and makes them equal.

@@ -80,10 +80,10 @@ func (c *Chain) delete(ctx context.Context, t *Target, opts *metav1.DeleteOption
 	}
 	req := t.request(admission.Delete, nil, old, snap, c.Now())
 	req.Options = opts
-	if err := c.Admission.Mutate(ctx, req); err != nil {
+	if err := c.mutate(ctx, t, req); err != nil {
 		return Deleted{}, err
 	}
-	if err := c.Admission.Validate(ctx, req); err != nil {
+	if err := c.validate(ctx, t, req); err != nil {
 		return Deleted{}, err
 	}
 	obj := old.DeepCopyObject().(api.Object)
