@@ -2,54 +2,57 @@
 // in the old form (one document a group version) and the aggregated one
 // (https://kubernetes.io/docs/concepts/overview/kubernetes-api/#aggregated-discovery).
 //
-// The documents are derived from the registry alone and kept until it changes.
+// The documents are derived from the registry and from what aggregated servers said of theirs, and kept group by group: a
+// change costs what the changed group costs.
 package discovery
 
 import (
-	"crypto/sha256"
-	"crypto/sha512"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
-	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/version"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver/wire"
 )
 
-// Handler answers the discovery paths. It is safe for concurrent use.
+// Handler answers the discovery paths. It is safe for concurrent use. The fields are set before the first request.
 type Handler struct {
 	Registry *api.Registry
 	// Foreign are kinds that others answer for; they are shown beside those of the registry.
 	Foreign []*api.Kind
 	// Priority orders groups: the greatest comes first, and equal ones by name. Nil: by name.
 	Priority func(group string) int32
+	// VersionPriority orders the versions of a group: the greatest comes first, and equal ones by their names, as
+	// Kubernetes ranks them (v2, v1, v1beta1). Nil: by name.
+	VersionPriority func(group, version string) int32
+	// StorageVersion names the version in which a kind is stored; nil, or "" from it, for the hub version.
+	StorageVersion func(*api.Kind) string
+	// Aggregated are the APIServices; nil for none. It is asked for each request, and gives the same pointer as long as nothing
+	// changed.
+	Aggregated func() *Aggregated
 
+	mu   sync.Mutex // held while docs is made anew
 	docs atomic.Pointer[documents]
 }
 
-// documents is everything, for one generation of the registry.
-type documents struct {
-	generation int64
-	core, rest aggregated
-	groups     metav1.APIGroupList
-	resources  map[schema.GroupVersion]*metav1.APIResourceList
+// Aggregated is what APIServices add to discovery. It is immutable.
+type Aggregated struct {
+	// Priorities order groups and versions where APIServices say otherwise than Handler.Priority and VersionPriority.
+	Priorities map[schema.GroupVersion]Priority
+	// Remote are the group versions that other servers answer for. They stand in place of the same ones here.
+	Remote map[schema.GroupVersion]*apidiscoveryv2.APIVersionDiscovery
 }
 
-// aggregated is one aggregated document with its hash.
-type aggregated struct {
-	list apidiscoveryv2.APIGroupDiscoveryList
-	etag string
+// Priority is what one APIService says of the order (spec.groupPriorityMinimum and spec.versionPriority).
+type Priority struct {
+	Group, Version int32
 }
 
 // Serves tells whether a path is one of discovery: /api, /api/v1, /apis, /apis/group and
@@ -65,25 +68,24 @@ func Serves(path string) bool {
 	return false
 }
 
-// ServeHTTP answers a path for which Serves is true.
+// ServeHTTP answers a path for which Serves is true. The documents of single group versions of other servers are not here:
+// such requests go to them.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d := h.current()
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	switch {
 	case len(parts) == 1 && parts[0] == "api":
-		h.root(w, r, &d.core, &metav1.APIVersions{
+		h.root(w, r, d, d.core, &metav1.APIVersions{
 			TypeMeta:                   metav1.TypeMeta{Kind: "APIVersions"},
 			Versions:                   d.coreVersions(),
 			ServerAddressByClientCIDRs: []metav1.ServerAddressByClientCIDR{{ClientCIDR: "0.0.0.0/0", ServerAddress: r.Host}},
 		}, "APIVersions")
 	case len(parts) == 1:
-		h.root(w, r, &d.rest, &d.groups, "APIGroupList")
+		h.root(w, r, d, d.rest, d.groupList(), "APIGroupList")
 	case parts[0] == "apis" && len(parts) == 2:
-		for i := range d.groups.Groups {
-			if d.groups.Groups[i].Name == parts[1] {
-				respond(w, r, &d.groups.Groups[i], "APIGroup")
-				return
-			}
+		if g := d.byName[parts[1]]; g != nil && parts[1] != "" {
+			respond(w, r, g.summary(), "APIGroup")
+			return
 		}
 		NotFound(w)
 	default:
@@ -91,7 +93,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if parts[0] == "apis" {
 			gv.Group = parts[1]
 		}
-		if list := d.resources[gv]; list != nil && (parts[0] == "api") == (gv.Group == "") {
+		g := d.byName[gv.Group]
+		if g == nil || (parts[0] == "api") != (gv.Group == "") {
+			NotFound(w)
+			return
+		}
+		if list := h.resources(g, gv.Version); list != nil {
 			respond(w, r, list, "APIResourceList")
 			return
 		}
@@ -106,35 +113,50 @@ func NotFound(w http.ResponseWriter) {
 
 const aggregatedKind = "APIGroupDiscoveryList"
 
+// aggregatedForm tells whether a client asks for the aggregated form, in one of its two versions; they look the same.
+func aggregatedForm(as schema.GroupVersionKind) bool {
+	return as.Group == apidiscoveryv2.GroupName && (as.Version == "v2" || as.Version == "v2beta1") && as.Kind == aggregatedKind
+}
+
 // root answers /api and /apis in the form asked for.
-func (h *Handler) root(w http.ResponseWriter, r *http.Request, doc *aggregated, old runtime.Object, kind string) {
-	accept, err := wire.Negotiate(r, wire.Offer{Other: func(as schema.GroupVersionKind) bool {
-		return as == apidiscoveryv2.SchemeGroupVersion.WithKind(aggregatedKind)
-	}})
+func (h *Handler) root(w http.ResponseWriter, r *http.Request, d *documents, groups []*group, old runtime.Object, kind string) {
+	accept, err := wire.Negotiate(r, wire.Offer{Other: aggregatedForm})
 	if err != nil {
 		fail(w, r, err)
 		return
 	}
+	w.Header().Set("Vary", "Accept")
 	if accept.As == nil {
-		w.Header().Set("Vary", "Accept")
 		respond(w, r, old, kind)
 		return
 	}
 	header := w.Header()
-	header.Set("ETag", doc.etag)
-	header.Set("Vary", "Accept")
+	etag := tag(groups)
+	header.Set("ETag", etag)
 	header.Set("Cache-Control", "public")
-	if r.Header.Get("If-None-Match") == doc.etag {
+	if r.Header.Get("If-None-Match") == etag {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
-	body, err := wire.Object(accept.Media, &doc.list, *accept.As)
+	body, err := h.aggregatedBody(groups, accept)
 	if err != nil {
 		fail(w, r, err)
 		return
 	}
 	contentType := fmt.Sprintf("%s;g=%s;v=%s;as=%s", accept.Media, accept.As.Group, accept.As.Version, accept.As.Kind)
 	_ = wire.Respond(w, r, http.StatusOK, accept, contentType, body)
+}
+
+// aggregatedBody is the list of groups in the aggregated form.
+func (h *Handler) aggregatedBody(groups []*group, accept wire.Accept) (wire.Body, error) {
+	if accept.Media != wire.Protobuf {
+		return wire.Raw(document(groups, accept.As.GroupVersion())), nil
+	}
+	var list apidiscoveryv2.APIGroupDiscoveryList
+	for _, g := range groups {
+		list.Items = append(list.Items, h.aggregate(g))
+	}
+	return wire.Object(accept.Media, &list, *accept.As)
 }
 
 func respond(w http.ResponseWriter, r *http.Request, obj runtime.Object, kind string) {
@@ -158,188 +180,4 @@ func fail(w http.ResponseWriter, r *http.Request, err error) {
 	if err == nil {
 		_ = wire.Respond(w, r, int(status.Code), wire.Accept{}, wire.TypeJSON, body)
 	}
-}
-
-// current returns the documents of the registry as it is.
-func (h *Handler) current() *documents {
-	generation := h.Registry.Generation()
-	if d := h.docs.Load(); d != nil && d.generation == generation {
-		return d
-	}
-	d := h.build(slices.Concat(h.Registry.All(), h.Foreign), generation)
-	h.docs.Store(d)
-	return d
-}
-
-// build makes all documents.
-func (h *Handler) build(kinds []*api.Kind, generation int64) *documents {
-	d := &documents{generation: generation, resources: map[schema.GroupVersion]*metav1.APIResourceList{}}
-	for _, k := range kinds {
-		for i := range k.Versions {
-			if v := &k.Versions[i]; !v.NotServed {
-				d.addResource(k, v)
-			}
-		}
-	}
-	for _, group := range h.groups(d) {
-		versions := d.versions(group)
-		doc := apidiscoveryv2.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: group}}
-		g := metav1.APIGroup{Name: group}
-		for _, v := range versions {
-			gv := schema.GroupVersion{Group: group, Version: v}
-			g.Versions = append(g.Versions, metav1.GroupVersionForDiscovery{GroupVersion: gv.String(), Version: v})
-			doc.Versions = append(doc.Versions, apidiscoveryv2.APIVersionDiscovery{
-				Version: v, Resources: aggregate(kinds, gv), Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent,
-			})
-		}
-		if group == "" {
-			d.core.list.Items = append(d.core.list.Items, doc)
-			continue
-		}
-		g.PreferredVersion = g.Versions[0]
-		d.groups.Groups = append(d.groups.Groups, g)
-		d.rest.list.Items = append(d.rest.list.Items, doc)
-	}
-	d.core.seal()
-	d.rest.seal()
-	return d
-}
-
-func (a *aggregated) seal() {
-	data, _ := json.Marshal(a.list)
-	a.etag = strconv.Quote(fmt.Sprintf("%X", sha512.Sum512(data)))
-}
-
-// groups are all groups, in order.
-func (h *Handler) groups(d *documents) []string {
-	seen := map[string]bool{}
-	var out []string
-	for gv := range d.resources {
-		if !seen[gv.Group] {
-			seen[gv.Group] = true
-			out = append(out, gv.Group)
-		}
-	}
-	slices.SortFunc(out, func(a, b string) int {
-		if h.Priority != nil {
-			if p, q := h.Priority(a), h.Priority(b); p != q {
-				return int(q - p)
-			}
-		}
-		return strings.Compare(a, b)
-	})
-	return out
-}
-
-// versions are those of a group, the preferred one first.
-func (d *documents) versions(group string) []string {
-	var out []string
-	for gv := range d.resources {
-		if gv.Group == group {
-			out = append(out, gv.Version)
-		}
-	}
-	slices.SortFunc(out, func(a, b string) int { return version.CompareKubeAwareVersionStrings(b, a) })
-	return out
-}
-
-func (d *documents) coreVersions() []string { return d.versions("") }
-
-// addResource enters a kind and its subresources in the old form.
-func (d *documents) addResource(k *api.Kind, v *api.Version) {
-	gv := schema.GroupVersion{Group: k.Group, Version: v.Name}
-	list := d.resources[gv]
-	if list == nil {
-		list = &metav1.APIResourceList{GroupVersion: gv.String()}
-		d.resources[gv] = list
-	}
-	r := metav1.APIResource{
-		Name: k.Resource, SingularName: k.Singular, Namespaced: k.Namespaced, Kind: k.Kind,
-		Verbs: verbs(k), ShortNames: k.ShortNames, Categories: k.Categories,
-	}
-	if !k.Virtual {
-		r.StorageVersionHash = storageVersionHash(k)
-	}
-	list.APIResources = append(list.APIResources, r)
-	for i := range k.Subresources {
-		s := &k.Subresources[i]
-		if s.Versions != nil && !slices.Contains(s.Versions, v.Name) {
-			continue
-		}
-		kind := responseKind(k, v, s)
-		sub := metav1.APIResource{Name: k.Resource + "/" + s.Name, Namespaced: k.Namespaced, Kind: kind.Kind, Verbs: sorted(s.Verbs)}
-		if kind.GroupVersion() != gv {
-			sub.Group, sub.Version = kind.Group, kind.Version
-		}
-		list.APIResources = append(list.APIResources, sub)
-	}
-	slices.SortFunc(list.APIResources, func(a, b metav1.APIResource) int { return strings.Compare(a.Name, b.Name) })
-}
-
-var allVerbs = []string{"create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"}
-
-func verbs(k *api.Kind) metav1.Verbs {
-	if k.Verbs == nil {
-		return allVerbs
-	}
-	return sorted(k.Verbs)
-}
-
-func sorted(s []string) []string {
-	out := slices.Clone(s)
-	slices.Sort(out)
-	return out
-}
-
-// responseKind is the type that a subresource speaks.
-func responseKind(k *api.Kind, v *api.Version, s *api.Subresource) schema.GroupVersionKind {
-	if s.Type.Empty() {
-		return schema.GroupVersionKind{Group: k.Group, Version: v.Name, Kind: k.Kind}
-	}
-	return s.Type
-}
-
-// storageVersionHash names the version in which objects are stored, as upstream hashes it.
-func storageVersionHash(k *api.Kind) string {
-	hub := k.Hub().Name
-	group := k.Group
-	if hub == runtime.APIVersionInternal {
-		group, hub = "", "v1" // stored as the core kind
-	}
-	sum := sha256.Sum256([]byte(group + "/" + hub + "/" + k.Kind))
-	return base64.StdEncoding.EncodeToString(sum[:8])
-}
-
-// aggregate describes the resources of a group version in the aggregated form.
-func aggregate(kinds []*api.Kind, gv schema.GroupVersion) []apidiscoveryv2.APIResourceDiscovery {
-	var out []apidiscoveryv2.APIResourceDiscovery
-	for _, k := range kinds {
-		v := k.Version(gv.Version)
-		if k.Group != gv.Group || v == nil || v.NotServed {
-			continue
-		}
-		r := apidiscoveryv2.APIResourceDiscovery{
-			Resource: k.Resource, SingularResource: k.Singular, Scope: apidiscoveryv2.ScopeCluster,
-			ResponseKind: &metav1.GroupVersionKind{Group: gv.Group, Version: gv.Version, Kind: k.Kind},
-			Verbs:        verbs(k), ShortNames: k.ShortNames, Categories: k.Categories,
-		}
-		if k.Namespaced {
-			r.Scope = apidiscoveryv2.ScopeNamespace
-		}
-		for i := range k.Subresources {
-			s := &k.Subresources[i]
-			if s.Versions != nil && !slices.Contains(s.Versions, v.Name) {
-				continue
-			}
-			kind := metav1.GroupVersionKind(responseKind(k, v, s))
-			r.Subresources = append(r.Subresources, apidiscoveryv2.APISubresourceDiscovery{
-				Subresource: s.Name, ResponseKind: &kind, Verbs: sorted(s.Verbs),
-			})
-		}
-		slices.SortFunc(r.Subresources, func(a, b apidiscoveryv2.APISubresourceDiscovery) int {
-			return strings.Compare(a.Subresource, b.Subresource)
-		})
-		out = append(out, r)
-	}
-	return out
 }
