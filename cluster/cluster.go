@@ -10,6 +10,7 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver"
+	"coracle.dev/coracle/apiserver/custom"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/internal/version"
@@ -55,6 +56,7 @@ type Cluster struct {
 	keys     *pki
 	store    store.Store
 	registry *api.Registry
+	custom   *custom.Registrar
 	server   *apiserver.Server
 	client   client.Client
 	engine   *reconcile.Engine

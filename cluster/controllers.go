@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"time"
 
+	"coracle.dev/coracle/apiserver/custom"
 	"coracle.dev/coracle/controllers/bootstrap"
 	"coracle.dev/coracle/controllers/certificates"
 	"coracle.dev/coracle/controllers/cronjob"
+	"coracle.dev/coracle/controllers/customresource"
 	"coracle.dev/coracle/controllers/daemonset"
 	"coracle.dev/coracle/controllers/deployment"
 	"coracle.dev/coracle/controllers/disruption"
@@ -73,6 +75,10 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		podgc.Loop(terminatedPods),
 	)
 	c.engine.Add(cronjob.Loop())
+	c.engine.Add(customresource.Loops(customresource.Config{
+		Registry: c.registry, Serve: c.custom.Serve,
+		BuiltIn: func(resource string) bool { k := c.registry.ByName(resource); return k != nil && !custom.Is(k) },
+	})...)
 	c.engine.Add(rbac.Loops()...)
 	c.engine.Add(resourcequota.Loop(c.registry))
 	c.engine.Add(protection.Loops()...)

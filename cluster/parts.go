@@ -25,7 +25,10 @@ import (
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/builtin"
 	"coracle.dev/coracle/apiserver"
+	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/apiserver/authn"
+	"coracle.dev/coracle/apiserver/backend"
+	"coracle.dev/coracle/apiserver/custom"
 	"coracle.dev/coracle/apiserver/openapi"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/dns"
@@ -210,6 +213,9 @@ func (c *Cluster) nodes(name string) (http.Handler, error) {
 func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string, error) {
 	clientCA := x509.NewCertPool()
 	clientCA.AddCert(c.keys.caCert)
+	backends := &backend.Pool{Snapshot: c.store.Snapshot, Dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext}
+	c.custom = &custom.Registrar{Store: c.store, Registry: c.registry, Backends: backends, Log: c.log}
+	c.custom.Load()
 	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served}
 	var err error
 	c.server, err = apiserver.New(apiserver.Config{
@@ -217,6 +223,8 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		ServiceCIDRs: []netip.Prefix{c.serviceRange()},
 		Nodes:        c.nodes, Version: version.Info(),
+		Backends:      backends,
+		Admission:     []admission.Plugin{custom.Plugin()},
 		OpenAPIV2:     documents.V2(),
 		OpenAPIV3:     documents.V3(),
 		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
@@ -257,7 +265,9 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		}()
 	}
 	c.url = "https://" + net.JoinHostPort(c.reachable(), strconv.Itoa(c.cfg.Port))
+	stopCustom := c.run("custom resources", c.custom.Run)
 	stop := func(ctx context.Context) error {
+		defer stopCustom(ctx) //nolint:errcheck // it only follows the store
 		c.server.Close()
 		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()

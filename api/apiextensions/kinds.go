@@ -9,9 +9,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
@@ -53,7 +55,8 @@ func definitionKind() *api.Kind {
 		Desired: func(o, p api.Object) bool {
 			return !equality.Semantic.DeepEqual(o.(definition).Spec, p.(definition).Spec)
 		},
-		Columns: columns(),
+		BeginDelete: func(o api.Object, now time.Time) { beginDelete(o.(definition), now) },
+		Columns:     columns(),
 		Subresources: []api.Subresource{declare.Status(api.Strategy{
 			PrepareUpdate: api.OnUpdate(func(d, old definition) { d.Spec = old.Spec }),
 			ValidateUpdate: api.ChecksUpdate(func(d, _ definition) field.ErrorList {
@@ -81,6 +84,22 @@ func defaultDefinition(d *apiextensionsv1.CustomResourceDefinition) {
 	if len(d.Status.StoredVersions) == 0 {
 		addStoredVersion(d)
 	}
+}
+
+// beginDelete holds a definition until its objects are gone.
+func beginDelete(d *apiextensionsv1.CustomResourceDefinition, now time.Time) {
+	if !slices.Contains(d.Finalizers, Finalizer) {
+		d.Finalizers = append(d.Finalizers, Finalizer)
+	}
+	c := apiextensionsv1.CustomResourceDefinitionCondition{
+		Type: apiextensionsv1.Terminating, Status: apiextensionsv1.ConditionTrue, Reason: "InstanceDeletionPending",
+		Message:            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+		LastTransitionTime: metav1.NewTime(now.UTC().Truncate(time.Second)),
+	}
+	d.Status.Conditions = slices.DeleteFunc(slices.Clone(d.Status.Conditions), func(have apiextensionsv1.CustomResourceDefinitionCondition) bool {
+		return have.Type == c.Type
+	})
+	d.Status.Conditions = append(d.Status.Conditions, c)
 }
 
 // addStoredVersion notes that objects will be stored in the storage version.
