@@ -29,11 +29,8 @@ func requestKind() *api.Kind {
 		ShortNames: []string{"csr"},
 		Versions:   declare.V1[certificatesv1.CertificateSigningRequest, certificatesv1.CertificateSigningRequestList](),
 		Strategy: api.Strategy{
-			PrepareCreate: api.On(func(r request) {
-				s := &r.Spec
-				s.Username, s.UID, s.Groups, s.Extra = "", "", nil, nil
-				r.Status = certificatesv1.CertificateSigningRequestStatus{}
-			}),
+			// Who asks is not for the client to say; admission writes it (SetRequester).
+			PrepareCreate: api.On(func(r request) { r.Status = certificatesv1.CertificateSigningRequestStatus{} }),
 			PrepareUpdate: api.OnUpdate(func(r, old request) {
 				r.Spec = old.Spec
 				r.Status = old.Status
@@ -70,8 +67,8 @@ func requestKind() *api.Kind {
 	}
 }
 
-// SetRequester writes who asks into a new request; the server calls it behind
-// PrepareCreate, which forgets what the client said of itself.
+// SetRequester writes who asks into a new request, in place of whatever the client said of itself. The server's admission
+// calls it for every create.
 func SetRequester(r *certificatesv1.CertificateSigningRequest, username, uid string, groups []string, extra map[string][]string) {
 	s := &r.Spec
 	s.Username, s.UID, s.Groups, s.Extra = username, uid, slices.Clone(groups), nil

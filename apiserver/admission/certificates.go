@@ -51,6 +51,18 @@ func Certificates(may Access) Chain {
 	}
 }
 
+// certificateRequester writes into a signing request who made it; nobody can say it of themselves. It does so once for plug-ins
+// behind it to see, and again when they are done.
+func certificateRequester() Plugin {
+	set := func(_ context.Context, r *Request) error {
+		if r.Operation == Create && r.Is(signingRequests, "") {
+			certificates.SetRequester(r.Object.(*certificatesv1.CertificateSigningRequest), r.User.Name, r.User.UID, r.User.Groups, r.User.Extra)
+		}
+		return nil
+	}
+	return Plugin{Name: "CertificateRequester", Mutate: set, Validate: set}
+}
+
 // certificateApproval asks for the right to approve for the signer, and notes when a decision was made.
 func certificateApproval(may Access) Plugin {
 	return Plugin{

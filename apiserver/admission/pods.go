@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
@@ -229,24 +228,6 @@ func defaultIngressClass() Plugin {
 		if best != nil {
 			name := best.GetName()
 			ing.Spec.IngressClassName = &name
-		}
-		return nil
-	}}
-}
-
-// certificateRequester writes into a signing request who made it; nobody can say it of themselves.
-func certificateRequester() Plugin {
-	return Plugin{Name: "CertificateRequester", Mutate: func(_ context.Context, r *Request) error {
-		if r.Operation != Create || !r.Is("certificatesigningrequests.certificates.k8s.io", "") {
-			return nil
-		}
-		csr := r.Object.(*certificatesv1.CertificateSigningRequest)
-		csr.Spec.Username, csr.Spec.UID, csr.Spec.Groups, csr.Spec.Extra = r.User.Name, r.User.UID, r.User.Groups, nil
-		for k, v := range r.User.Extra {
-			if csr.Spec.Extra == nil {
-				csr.Spec.Extra = map[string]certificatesv1.ExtraValue{}
-			}
-			csr.Spec.Extra[k] = v
 		}
 		return nil
 	}}
