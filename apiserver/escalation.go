@@ -108,16 +108,17 @@ func (e *escalation) may(ctx context.Context, r *admission.Request, verb, resour
 
 // holds says which of the rules the user does not hold.
 func (e *escalation) holds(r *admission.Request, rules []rbacv1.PolicyRule) error {
-	own, err := e.rbac.PolicyRules(r.User, r.Namespace)
-	if err != nil {
-		return err
-	}
+	own, unresolved := e.rbac.PolicyRules(r.User, r.Namespace) // an error leaves rules out: what is left counts
 	ok, missing := validation.Covers(own, rules)
 	if ok {
 		return nil
 	}
-	return fmt.Errorf("user %q (groups=%q) is attempting to grant RBAC permissions not currently held:\n%s",
+	text := fmt.Sprintf("user %q (groups=%q) is attempting to grant RBAC permissions not currently held:\n%s",
 		r.User.Name, r.User.Groups, strings.Join(describe(missing), "\n"))
+	if unresolved != nil {
+		text += fmt.Sprintf("; resolution errors: [%v]", unresolved)
+	}
+	return errors.New(text)
 }
 
 // describe writes rules of one verb each, those together that differ in the verb only.

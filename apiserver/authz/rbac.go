@@ -2,8 +2,8 @@ package authz
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -19,179 +19,302 @@ import (
 )
 
 // RBAC allows what roles and bindings in the store allow
-// (https://kubernetes.io/docs/reference/access-authn-authz/rbac/). It is safe for
-// concurrent use.
+// (https://kubernetes.io/docs/reference/access-authn-authz/rbac/). It follows the store's history: a change costs what
+// changed, and every answer includes each change that was acknowledged before the question. It is safe for concurrent use.
 type RBAC struct {
 	Store client.Reader
 
-	mu     sync.Mutex // guards cursor and the making of index
+	stale atomic.Pointer[<-chan struct{}] // closed when there may be news
+	mu    sync.RWMutex                    // guards index and cursor
+	index *index
+	// cursor stands where index does.
 	cursor store.Cursor
-	state  atomic.Pointer[state]
 }
 
-// state is an index with the signal that it may be out of date.
-type state struct {
-	*index
-	stale <-chan struct{}
-}
-
-// index finds the bindings of a subject.
+// index finds the bindings of a subject, and their roles.
 type index struct {
-	snap     store.Snapshot
-	bindings map[subject][]binding
+	bindings map[subject][]*binding
+	roles    map[roleKey]*role
 }
 
-// subject is a user ("u:" + name) or group ("g:" + name).
-type subject string
+// subject is a user (group false) or a group.
+type subject struct {
+	group bool
+	name  string
+}
 
 // binding gives a role in a namespace, "" for the whole cluster.
 type binding struct {
-	namespace string
-	role      rbacv1.RoleRef
-	name      string // of the binding, for the reason
+	namespace, name string
+	subject         rbacv1.Subject
+	ref             rbacv1.RoleRef
+	role            *role
+	reason          atomic.Pointer[string] // why a request is allowed, made when first asked for
+}
+
+// roleKey names a role, or with namespace "" a cluster role. Kinds of roles that do not exist have keys of their own.
+type roleKey struct{ kind, namespace, name string }
+
+// role is a role that exists, or one that bindings wait for.
+type role struct {
+	exists bool
+	rules  []rbacv1.PolicyRule // shared with the store
+	bound  int                 // how many bindings name it
 }
 
 var rbacResources = []string{client.ClusterRoles.Name, client.ClusterRoleBindings.Name, client.Roles.Name, client.RoleBindings.Name}
 
 // Authorize implements Authorizer.
 func (r *RBAC) Authorize(_ context.Context, a *Attributes) (bool, string, error) {
-	ix, err := r.current()
+	unlock, err := r.read()
 	if err != nil {
 		return false, "", err
 	}
-	var missing []string
-	check := func(s subject) (bool, string) {
-		for _, b := range ix.bindings[s] {
-			if b.namespace != "" && (!a.IsResource || b.namespace != a.Namespace) {
-				continue
-			}
-			rules, ok := ix.rules(b)
-			if !ok {
-				missing = append(missing, fmt.Sprintf("%s.rbac.authorization.k8s.io %q not found", strings.ToLower(b.role.Kind), b.role.Name))
-			}
-			for i := range rules {
-				if Covers(&rules[i], a) {
-					return true, b.reason()
-				}
-			}
-		}
-		return false, ""
-	}
-	if ok, why := check(subject("u:" + a.User.Name)); ok {
+	defer unlock()
+	if why := r.index.allows(subject{false, a.User.Name}, a); why != "" {
 		return true, why, nil
 	}
 	for _, g := range a.User.Groups {
-		if ok, why := check(subject("g:" + g)); ok {
+		if why := r.index.allows(subject{true, g}, a); why != "" {
 			return true, why, nil
 		}
 	}
-	if len(missing) > 0 {
-		return false, "RBAC: " + missingText(missing), nil
-	}
-	return false, "", nil
+	return false, r.index.missing(a), nil
 }
 
-// missingText words roles that are bound but do not exist.
-func missingText(missing []string) string {
-	slices.Sort(missing)
-	missing = slices.Compact(missing)
-	if len(missing) == 1 {
-		return missing[0]
+// allows says why a subject may do what is asked, "" if it may not.
+func (ix *index) allows(s subject, a *Attributes) string {
+	for _, b := range ix.bindings[s] {
+		if b.concerns(a) {
+			for i := range b.role.rules {
+				if Covers(&b.role.rules[i], a) {
+					return b.why()
+				}
+			}
+		}
 	}
-	return "[" + strings.Join(missing, ", ") + "]"
+	return ""
 }
 
-func (b *binding) reason() string {
-	kind := "ClusterRoleBinding " + fmt.Sprintf("%q", b.name)
+func (b *binding) concerns(a *Attributes) bool {
+	return b.namespace == "" || a.IsResource && b.namespace == a.Namespace
+}
+
+// missing names the roles that the user is bound to and that do not exist.
+func (ix *index) missing(a *Attributes) string {
+	var names []string
+	ix.visit(&a.User, func(b *binding) {
+		if b.concerns(a) && !b.role.exists {
+			names = append(names, b.absent().Error())
+		}
+	})
+	slices.Sort(names)
+	switch names = slices.Compact(names); len(names) {
+	case 0:
+		return ""
+	case 1:
+		return "RBAC: " + names[0]
+	}
+	return "RBAC: [" + strings.Join(names, ", ") + "]"
+}
+
+// absent is what is said of a role that does not exist.
+func (b *binding) absent() error {
+	switch b.ref.Kind {
+	case "Role", "ClusterRole":
+		return fmt.Errorf("%s.rbac.authorization.k8s.io %q not found", strings.ToLower(b.ref.Kind), b.ref.Name)
+	}
+	return fmt.Errorf("unsupported role reference kind: %q", b.ref.Kind)
+}
+
+// visit walks the bindings of a user.
+func (ix *index) visit(u *client.User, f func(*binding)) {
+	for _, b := range ix.bindings[subject{false, u.Name}] {
+		f(b)
+	}
+	for _, g := range u.Groups {
+		for _, b := range ix.bindings[subject{true, g}] {
+			f(b)
+		}
+	}
+}
+
+// why is the reason of a request that the binding allows, as audit logs and access reviews show it.
+func (b *binding) why() string {
+	if p := b.reason.Load(); p != nil {
+		return *p
+	}
+	kind, name := "ClusterRoleBinding", b.name
 	if b.namespace != "" {
-		kind = "RoleBinding " + fmt.Sprintf("%q", b.name+"/"+b.namespace)
+		kind, name = "RoleBinding", b.name+"/"+b.namespace
 	}
-	return fmt.Sprintf("RBAC: allowed by %s of %s %q", kind, b.role.Kind, b.role.Name)
+	who := b.subject.Name
+	if b.subject.Kind == rbacv1.ServiceAccountKind {
+		ns := b.subject.Namespace
+		if ns == "" {
+			ns = b.namespace
+		}
+		who += "/" + ns
+	}
+	text := fmt.Sprintf("RBAC: allowed by %s %q of %s %q to %s %q", kind, name, b.ref.Kind, b.ref.Name, b.subject.Kind, who)
+	b.reason.Store(&text)
+	return text
 }
 
-// rules are those of the bound role, false if there is none.
-func (ix *index) rules(b binding) ([]rbacv1.PolicyRule, bool) {
-	if b.role.Kind == "Role" {
-		role, ok := client.Roles.Get(ix.snap, b.namespace, b.role.Name)
-		if !ok {
-			return nil, false
+// read takes the lock for reading, with an index that includes every acknowledged change.
+func (r *RBAC) read() (unlock func(), err error) {
+	for {
+		stale := r.stale.Load()
+		if stale != nil {
+			select {
+			case <-*stale:
+				stale = nil
+			default:
+			}
 		}
-		return role.Rules, true
+		if stale != nil {
+			r.mu.RLock()
+			return r.mu.RUnlock, nil
+		}
+		if err := r.catchUp(); err != nil {
+			return nil, err
+		}
 	}
-	role, ok := client.ClusterRoles.Get(ix.snap, "", b.role.Name)
-	if !ok {
-		return nil, false
-	}
-	return role.Rules, true
 }
 
-// current returns an index that includes every acknowledged change.
-func (r *RBAC) current() (*index, error) {
-	if s := r.state.Load(); s != nil {
-		select {
-		case <-s.stale:
-		default:
-			return s.index, nil
-		}
-	}
+// catchUp brings the index to the present.
+func (r *RBAC) catchUp() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cursor != nil {
-		stale := r.cursor.Ready()
+	for r.cursor != nil {
+		ready := r.cursor.Ready()
 		events, err := r.cursor.Poll()
-		if err == nil && len(events) == 0 && r.state.Load() != nil {
-			ix := r.state.Load().index
-			r.state.Store(&state{ix, stale})
-			return ix, nil
+		if err != nil {
+			break // too far behind: read everything
+		}
+		for i := range events {
+			r.index.apply(&events[i])
+		}
+		if len(events) == 0 {
+			r.stale.Store(&ready)
+			return nil
 		}
 	}
 	return r.rebuild()
 }
 
-// rebuild reads all bindings; r.mu is held.
-func (r *RBAC) rebuild() (*index, error) {
+// rebuild reads everything; r.mu is held.
+func (r *RBAC) rebuild() error {
 	snap := r.Store.Snapshot()
 	cursor, err := r.Store.Cursor(snap.Revision(), rbacResources...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r.cursor = cursor
-	ix := newIndex(snap)
-	r.state.Store(&state{ix, cursor.Ready()})
-	return ix, nil
-}
-
-func newIndex(snap store.Snapshot) *index {
-	ix := &index{snap: snap, bindings: map[subject][]binding{}}
-	for b := range client.ClusterRoleBindings.List(snap, "") {
-		ix.add(b.Subjects, "", binding{role: b.RoleRef, name: b.Name})
-	}
-	for b := range client.RoleBindings.List(snap, "") {
-		ix.add(b.Subjects, b.Namespace, binding{role: b.RoleRef, name: b.Name, namespace: b.Namespace})
-	}
-	return ix
-}
-
-func (ix *index) add(subjects []rbacv1.Subject, namespace string, b binding) {
-	for _, s := range subjects {
-		var key subject
-		switch s.Kind {
-		case rbacv1.UserKind:
-			key = subject("u:" + s.Name)
-		case rbacv1.GroupKind:
-			key = subject("g:" + s.Name)
-		case rbacv1.ServiceAccountKind:
-			ns := s.Namespace
-			if ns == "" {
-				ns = namespace
-			}
-			if ns == "" {
-				continue
-			}
-			key = subject("u:system:serviceaccount:" + ns + ":" + s.Name)
+	ix := &index{bindings: map[subject][]*binding{}, roles: map[roleKey]*role{}}
+	for _, resource := range rbacResources {
+		for e := range snap.List(resource, "", nil) {
+			ix.put(e, true)
 		}
-		ix.bindings[key] = append(ix.bindings[key], b)
 	}
+	r.index, r.cursor = ix, cursor
+	ready := cursor.Ready()
+	r.stale.Store(&ready)
+	return nil
+}
+
+// apply follows one change.
+func (ix *index) apply(ev *store.Event) {
+	if ev.Prev != nil {
+		ix.put(ev.Prev, false)
+	}
+	if !ev.Deleted {
+		ix.put(ev.Entry, true)
+	}
+}
+
+// put adds an object or takes it away.
+func (ix *index) put(e *store.Entry, add bool) {
+	switch o := e.Object.(type) {
+	case *rbacv1.ClusterRole:
+		ix.define(roleKey{"ClusterRole", "", o.Name}, o.Rules, add)
+	case *rbacv1.Role:
+		ix.define(roleKey{"Role", o.Namespace, o.Name}, o.Rules, add)
+	case *rbacv1.ClusterRoleBinding:
+		ix.bind("", o.Name, o.RoleRef, o.Subjects, add)
+	case *rbacv1.RoleBinding:
+		ix.bind(o.Namespace, o.Name, o.RoleRef, o.Subjects, add)
+	}
+}
+
+// role is the role of a key, whether it exists or not.
+func (ix *index) role(key roleKey) *role {
+	r := ix.roles[key]
+	if r == nil {
+		r = &role{}
+		ix.roles[key] = r
+	}
+	return r
+}
+
+func (ix *index) define(key roleKey, rules []rbacv1.PolicyRule, exists bool) {
+	r := ix.role(key)
+	r.exists, r.rules = exists, nil
+	if exists {
+		r.rules = rules
+	}
+	ix.forget(key, r)
+}
+
+// forget drops a role that does not exist and that nothing names.
+func (ix *index) forget(key roleKey, r *role) {
+	if !r.exists && r.bound == 0 {
+		delete(ix.roles, key)
+	}
+}
+
+func keyOf(ref rbacv1.RoleRef, namespace string) roleKey {
+	if ref.Kind != "Role" {
+		namespace = ""
+	}
+	return roleKey{ref.Kind, namespace, ref.Name}
+}
+
+func (ix *index) bind(namespace, name string, ref rbacv1.RoleRef, subjects []rbacv1.Subject, add bool) {
+	key := keyOf(ref, namespace)
+	r := ix.role(key)
+	for _, s := range subjects {
+		who, ok := subjectOf(&s, namespace)
+		if !ok {
+			continue
+		}
+		if add {
+			ix.bindings[who] = append(ix.bindings[who], &binding{namespace: namespace, name: name, subject: s, ref: ref, role: r})
+			r.bound++
+			continue
+		}
+		left := slices.DeleteFunc(ix.bindings[who], func(b *binding) bool { return b.namespace == namespace && b.name == name })
+		r.bound -= len(ix.bindings[who]) - len(left)
+		if ix.bindings[who] = left; len(left) == 0 {
+			delete(ix.bindings, who)
+		}
+	}
+	ix.forget(key, r)
+}
+
+// subjectOf is whom a subject of a binding means.
+func subjectOf(s *rbacv1.Subject, namespace string) (subject, bool) {
+	switch s.Kind {
+	case rbacv1.UserKind:
+		return subject{false, s.Name}, true
+	case rbacv1.GroupKind:
+		return subject{true, s.Name}, true
+	case rbacv1.ServiceAccountKind:
+		if s.Namespace != "" {
+			namespace = s.Namespace
+		}
+		return subject{false, "system:serviceaccount:" + namespace + ":" + s.Name}, namespace != ""
+	}
+	return subject{}, false
 }
 
 // Covers tells whether a rule allows a request.
@@ -201,8 +324,7 @@ func Covers(rule *rbacv1.PolicyRule, a *Attributes) bool {
 	}
 	if !a.IsResource {
 		return slices.ContainsFunc(rule.NonResourceURLs, func(u string) bool {
-			prefix, wild := strings.CutSuffix(u, "*")
-			return u == a.Path || wild && strings.HasPrefix(a.Path, prefix)
+			return u == a.Path || strings.HasSuffix(u, "*") && strings.HasPrefix(a.Path, strings.TrimRight(u, "*"))
 		})
 	}
 	return has(rule.APIGroups, a.Group) && coversResource(rule.Resources, a) &&
@@ -223,80 +345,80 @@ func coversResource(resources []string, a *Attributes) bool {
 		if r == "*" {
 			return true
 		}
-		name, sub, _ := strings.Cut(r, "/")
-		if sub == a.Subresource && (name == a.Resource || name == "*" && sub != "") {
+		if a.Subresource == "" {
+			if r == a.Resource {
+				return true
+			}
+			continue
+		}
+		if name, sub, ok := strings.Cut(r, "/"); ok && sub == a.Subresource && (name == a.Resource || name == "*") {
 			return true
 		}
 	}
 	return false
 }
 
-// PolicyRules are the rules that bindings give to a user in a namespace, or in the whole cluster for "".
+// PolicyRules are the rules that bindings give to a user in a namespace, or in the whole cluster for "". An error names
+// roles that do not exist; the rules of the others are there then, too.
 func (r *RBAC) PolicyRules(user client.User, namespace string) ([]rbacv1.PolicyRule, error) {
-	ix, err := r.current()
+	var all []rbacv1.PolicyRule
+	var errs []error
+	err := r.each(&user, namespace, func(b *binding) {
+		all = append(all, b.role.rules...)
+		if !b.role.exists {
+			errs = append(errs, b.absent())
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
-	var all []rbacv1.PolicyRule
-	for b := range ix.bindingsOf(user, namespace) {
-		rules, _ := ix.rules(b)
-		all = append(all, rules...)
+	return all, errors.Join(errs...)
+}
+
+// each walks the bindings that concern a user in a namespace, under the lock.
+func (r *RBAC) each(user *client.User, namespace string, f func(*binding)) error {
+	unlock, err := r.read()
+	if err != nil {
+		return err
 	}
-	return all, nil
+	defer unlock()
+	r.index.visit(user, func(b *binding) {
+		if b.namespace == "" || b.namespace == namespace {
+			f(b)
+		}
+	})
+	return nil
 }
 
 // RoleRules are the rules of the role that a binding in a namespace ("" for a ClusterRoleBinding) names. It is NotFound if there is
 // no such role.
 func (r *RBAC) RoleRules(ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyRule, error) {
-	ix, err := r.current()
+	unlock, err := r.read()
 	if err != nil {
 		return nil, err
 	}
-	rules, ok := ix.rules(binding{role: ref, namespace: namespace})
-	if !ok {
-		return nil, apierrors.NewNotFound(schema.GroupResource{Group: rbacv1.GroupName, Resource: strings.ToLower(ref.Kind) + "s"}, ref.Name)
+	defer unlock()
+	if found := r.index.roles[keyOf(ref, namespace)]; found != nil && found.exists {
+		return found.rules, nil
 	}
-	return rules, nil
+	return nil, apierrors.NewNotFound(schema.GroupResource{Group: rbacv1.GroupName, Resource: strings.ToLower(ref.Kind) + "s"}, ref.Name)
 }
 
-// bindingsOf walks the bindings that concern a user in a namespace.
-func (ix *index) bindingsOf(user client.User, namespace string) iter.Seq[binding] {
-	return func(yield func(binding) bool) {
-		subjects := []subject{subject("u:" + user.Name)}
-		for _, g := range user.Groups {
-			subjects = append(subjects, subject("g:"+g))
-		}
-		for _, s := range subjects {
-			for _, b := range ix.bindings[s] {
-				if (b.namespace == "" || b.namespace == namespace) && !yield(b) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// Rules lists what a user may do in a namespace, for SelfSubjectRulesReview.
+// Rules lists what a user may do in a namespace, for SelfSubjectRulesReview. An error says that the list may not be whole.
 func (r *RBAC) Rules(user client.User, namespace string) ([]authorizationv1.ResourceRule, []authorizationv1.NonResourceRule, error) {
-	ix, err := r.current()
-	if err != nil {
-		return nil, nil, err
-	}
+	rules, err := r.PolicyRules(user, namespace)
 	var resources []authorizationv1.ResourceRule
 	var paths []authorizationv1.NonResourceRule
-	for b := range ix.bindingsOf(user, namespace) {
-		rules, _ := ix.rules(b)
-		for i := range rules {
-			rule := &rules[i]
-			if len(rule.Resources) > 0 {
-				resources = append(resources, authorizationv1.ResourceRule{
-					Verbs: rule.Verbs, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
-				})
-			}
-			if len(rule.NonResourceURLs) > 0 && b.namespace == "" {
-				paths = append(paths, authorizationv1.NonResourceRule{Verbs: rule.Verbs, NonResourceURLs: rule.NonResourceURLs})
-			}
+	for i := range rules {
+		rule := &rules[i]
+		if len(rule.Resources) > 0 {
+			resources = append(resources, authorizationv1.ResourceRule{
+				Verbs: rule.Verbs, APIGroups: rule.APIGroups, Resources: rule.Resources, ResourceNames: rule.ResourceNames,
+			})
+		}
+		if len(rule.NonResourceURLs) > 0 {
+			paths = append(paths, authorizationv1.NonResourceRule{Verbs: rule.Verbs, NonResourceURLs: rule.NonResourceURLs})
 		}
 	}
-	return resources, paths, nil
+	return resources, paths, err
 }
