@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"coracle.dev/coracle/container/image"
 )
 
 // Config is everything that a user can choose. The zero value of a field means its
@@ -30,6 +32,8 @@ type Config struct {
 	PodCIDR, ServiceCIDR string
 	// Domain is the DNS domain of the cluster.
 	Domain string
+	// RegistryMirrors are tried before the registries that images name: see image.ParseMirrors.
+	RegistryMirrors []string
 	// LogLevel is debug, info, warn or error.
 	LogLevel string
 }
@@ -130,6 +134,9 @@ func (c *Config) Complete() error {
 	}
 	if (c.PodCIDR == "") != (c.ServiceCIDR == "") {
 		errs = append(errs, errors.New("pod-cidr and service-cidr: give both or neither"))
+	}
+	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
+		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

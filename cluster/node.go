@@ -16,6 +16,7 @@ import (
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/embedded"
+	"coracle.dev/coracle/container/image"
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
@@ -44,6 +45,11 @@ func runtimeOptions(dataDir, id string) embedded.Options {
 func (c *Cluster) startRuntime(ctx context.Context) (func(context.Context) error, string, error) {
 	options := runtimeOptions(c.cfg.DataDir, c.state.identity.ID)
 	options.Log = c.log
+	mirrors, err := image.ParseMirrors(c.cfg.RegistryMirrors)
+	if err != nil {
+		return nil, "", err
+	}
+	options.Images.Mirrors = mirrors
 	r, err := embedded.Open(ctx, options)
 	if err != nil {
 		return nil, "", err
@@ -119,7 +125,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 	volumes := volume.New(volume.Config{
 		Root: c.state.path("pods"), Client: c.client, NodeName: c.cfg.NodeName, Log: c.log,
 		Token: c.podToken, Certificate: c.podCertificate,
-		Wake:  func(uid types.UID) { agent.WakeVolumes(uid) },
+		Wake: func(uid types.UID) { agent.WakeVolumes(uid) },
 		Image: func(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (string, error) {
 			return agent.VolumeImage(ctx, p, v)
 		},

@@ -31,6 +31,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.PodCIDR, "pod-cidr", "", "range of pod addresses (default a free one)")
 	f.StringVar(&cfg.ServiceCIDR, "service-cidr", "", "range of service addresses (default a free one)")
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
+	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.StringVar(&cfg.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.String("config", "", "YAML file with the names of these flags as keys")
 }
@@ -85,8 +86,14 @@ func readConfig(path string, f *pflag.FlagSet, said map[string]bool) error {
 		if said[name] {
 			continue
 		}
-		if err := f.Set(name, fmt.Sprint(value)); err != nil {
-			return fmt.Errorf("config %s: %s: %w", path, name, err)
+		list, ok := value.([]any)
+		if !ok {
+			list = []any{value}
+		}
+		for _, one := range list {
+			if err := f.Set(name, fmt.Sprint(one)); err != nil {
+				return fmt.Errorf("config %s: %s: %w", path, name, err)
+			}
 		}
 	}
 	return nil

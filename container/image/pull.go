@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -139,7 +140,7 @@ type endpoint struct {
 // endpoints lists mirrors first.
 func (s *Store) endpoints(ref Reference) []endpoint {
 	var out []endpoint
-	for _, m := range s.mirrors[ref.Registry()] {
+	for _, m := range slices.Concat(s.mirrors[ref.Registry()], s.mirrors[Everywhere]) {
 		e := endpoint{mirror: true}
 		rest, plain := strings.CutPrefix(m, "http://")
 		if plain {

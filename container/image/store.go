@@ -34,7 +34,7 @@ type Options struct {
 	InUse func(id string) bool
 	// Limits bound layers, DefaultLimits if zero.
 	Limits Limits
-	// Mirrors are tried before the registry they stand for ("docker.io"), in order:
+	// Mirrors are tried before the registry they stand for ("docker.io", or Everywhere), in order:
 	// "https://mirror:5000", "http://127.0.0.1:5000/prefix".
 	Mirrors map[string][]string
 	// PlainHTTP lists registries ("host:port") that are spoken to without TLS, beside those on
