@@ -7,6 +7,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -89,7 +90,12 @@ func (r *runner) run() (err error) {
 	if !r.keep {
 		defer r.remove(dir)
 	}
-	if err := r.start(dir); err != nil {
+	mirror, closeRegistry, err := r.registry()
+	if err != nil {
+		return err
+	}
+	defer closeRegistry()
+	if err := r.start(dir, mirror); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -119,6 +125,7 @@ func (r *runner) prepare() error {
 		{"agnhost", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("agnhost"), module + "/test/images/agnhost"}},
 		{"nnp", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("nnp"), module + "/test/images/nonewprivs"}},
 		{"pause", r.root, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("pause"), "./tools/e2e-images/pause"}},
+		{"registry", r.root, []string{"go", "build", "-trimpath", "-o", r.file("registry"), "./tools/registry"}},
 		{"debian", r.work, []string{"sh", "-ec", "mkdir -p packages debian; cd packages; apt-get download " +
 			strings.Join(packages, " ") + " >/dev/null; for p in *.deb; do dpkg-deb -x \"$p\" ../debian; done"}},
 	}
@@ -143,15 +150,45 @@ func (r *runner) prepare() error {
 		"-kubernetes", strings.TrimSpace(source), "-debian", r.file("debian"))
 }
 
+// registry serves the images as the registry that they name, for the tests that pull them whatever is there. It gives the
+// value of --registry-mirror and what ends it.
+func (r *runner) registry() (mirror string, stop func(), err error) {
+	images, err := filepath.Glob(filepath.Join(r.work, "images", "*.tar"))
+	if err != nil {
+		return "", nil, err
+	}
+	cmd := exec.Command(r.file("registry"), images...)
+	cmd.Stderr = os.Stderr
+	hold, err := cmd.StdinPipe() // it ends with this program
+	if err != nil {
+		return "", nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", nil, err
+	}
+	stop = func() { hold.Close(); cmd.Wait() }
+	url, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		stop()
+		return "", nil, fmt.Errorf("registry: %w", err)
+	}
+	return "registry.k8s.io=" + strings.TrimSpace(url), stop, nil
+}
+
 // start brings up a cluster in dir and imports the images.
-func (r *runner) start(dir string) error {
+func (r *runner) start(dir, mirror string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
-	if err := r.command(dir, r.coracle, "up", "-d", "--data-dir", dir, "--port", strconv.Itoa(port), "--kubeconfig", "none"); err != nil {
+	if err := r.command(dir, r.coracle, "up", "-d", "--data-dir", dir, "--port", strconv.Itoa(port), "--kubeconfig", "none",
+		"--registry-mirror", mirror); err != nil {
 		return err
 	}
 	images, err := filepath.Glob(filepath.Join(r.work, "images", "*.tar"))
