@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -27,13 +28,50 @@ func (c *call) connectable() error {
 	}
 	req := &admission.Request{
 		Operation: admission.Connect, Kind: c.kind, Version: c.version.Name, Subresource: c.info.Subresource,
-		Namespace: c.info.Namespace, Name: c.info.Name, User: c.user,
-		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn,
+		Namespace: c.target().Namespace, Name: c.info.Name, User: c.user, Options: c.connectOptions(),
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: c.target().Annotate,
 	}
 	if err := c.chain.Admission.Mutate(c.r.Context(), req); err != nil {
 		return err
 	}
 	return c.chain.Admission.Validate(c.r.Context(), req)
+}
+
+// connectOptions are the options of a stream or proxy as admission is shown them in place of an object.
+func (c *call) connectOptions() runtime.Object {
+	path := c.info.Rest
+	if path == "" {
+		path = c.query.Get("path")
+	}
+	switch c.kind.Name() + "/" + c.info.Subresource {
+	case "pods/exec":
+		return &corev1.PodExecOptions{
+			Stdin: c.flag("stdin"), Stdout: c.flag("stdout"), Stderr: c.flag("stderr"), TTY: c.flag("tty"),
+			Container: c.query.Get("container"), Command: c.query["command"],
+		}
+	case "pods/attach":
+		return &corev1.PodAttachOptions{
+			Stdin: c.flag("stdin"), Stdout: c.flag("stdout"), Stderr: c.flag("stderr"), TTY: c.flag("tty"), Container: c.query.Get("container"),
+		}
+	case "pods/portforward":
+		o := &corev1.PodPortForwardOptions{}
+		for _, list := range c.query["ports"] {
+			for port := range strings.SplitSeq(list, ",") {
+				// What is no port is refused when the stream is opened.
+				if n, err := strconv.ParseUint(port, 10, 16); err == nil {
+					o.Ports = append(o.Ports, int32(n))
+				}
+			}
+		}
+		return o
+	case "pods/proxy":
+		return &corev1.PodProxyOptions{Path: path}
+	case "services/proxy":
+		return &corev1.ServiceProxyOptions{Path: path}
+	case "nodes/proxy":
+		return &corev1.NodeProxyOptions{Path: path}
+	}
+	return nil
 }
 
 // proxy answers the proxy subresources of pods, services and nodes.

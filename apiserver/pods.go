@@ -84,6 +84,7 @@ func (c *call) carryOutBinding(b *corev1.Binding, o writeOptions, pods *api.Kind
 	}
 	t := c.target()
 	t.Kind, t.Name, t.DryRun, t.Subresource = pods, name, o.dryRun, "binding"
+	t.Options = c.createOptions()
 	err := c.bind(c.r.Context(), t, binding{
 		uid: b.UID, resourceVersion: b.ResourceVersion, node: b.Target.Name, labels: b.Labels, annotations: b.Annotations,
 	})
@@ -93,24 +94,43 @@ func (c *call) carryOutBinding(b *corev1.Binding, o writeOptions, pods *api.Kind
 	return c.success()
 }
 
-// bind assigns a pod to a node.
+// bind assigns a pod to a node. Admission is shown the Binding.
 func (s *Server) bind(ctx context.Context, t write.Target, b binding) error {
+	var present *corev1.Pod
 	_, _, err := s.chain.Update(ctx, t, write.Update{
 		Raw: true,
 		UID: b.uid,
 		Make: func(current *store.Entry) (api.Object, error) {
-			pod := current.Object.(*corev1.Pod)
-			if b.resourceVersion != "" && b.resourceVersion != pod.ResourceVersion {
+			present = current.Object.(*corev1.Pod)
+			if b.resourceVersion != "" && b.resourceVersion != present.ResourceVersion {
 				return nil, write.Conflict(t.Kind, t.Name, write.OptimisticLock)
 			}
-			why := unbindable(pod)
+			why := unbindable(present)
 			if why != "" {
-				return nil, apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, pod.Name, errors.New(why))
+				return nil, apierrors.NewConflict(schema.GroupResource{Resource: "pods/binding"}, present.Name, errors.New(why))
 			}
-			return s.assigned(pod, b), nil
+			return s.assigned(present, b), nil
+		},
+		Created: true,
+		View:    func(api.Object) api.Object { return b.shown(&t) },
+		Merge: func(_, view api.Object) (api.Object, error) {
+			changed := view.(*corev1.Binding)
+			b := b
+			b.node, b.labels, b.annotations = changed.Target.Name, changed.Labels, changed.Annotations
+			return s.assigned(present, b), nil
 		},
 	})
 	return err
+}
+
+// shown is the Binding that a client would have sent.
+func (b *binding) shown(t *write.Target) *corev1.Binding {
+	return &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: t.Namespace, Name: t.Name, UID: b.uid, ResourceVersion: b.resourceVersion, Labels: b.labels, Annotations: b.annotations,
+		},
+		Target: corev1.ObjectReference{Kind: "Node", Name: b.node},
+	}
 }
 
 // unbindable says why a pod cannot be assigned, "" if it can.
@@ -197,13 +217,16 @@ func (c *call) evict() error {
 	if e.Name != c.info.Name {
 		return apierrors.NewBadRequest("name in URL does not match name in Eviction object")
 	}
+	if e, err = c.admitEviction(e, &o); err != nil {
+		return err
+	}
 	opts, err := evictionOptions(e, c.query["dryRun"])
 	if err != nil {
 		return err
 	}
 	free := opts.Preconditions == nil || opts.Preconditions.ResourceVersion == nil
 	for {
-		err = c.evictOnce(e, opts)
+		err = c.evictOnce(opts)
 		if !apierrors.IsConflict(err) || !free || c.r.Context().Err() != nil {
 			break
 		}
@@ -230,15 +253,12 @@ func evictionOptions(e *policyv1.Eviction, dryRun []string) (*metav1.DeleteOptio
 }
 
 // evictOnce decides on one version of the pod.
-func (c *call) evictOnce(e *policyv1.Eviction, opts *metav1.DeleteOptions) error {
+func (c *call) evictOnce(opts *metav1.DeleteOptions) error {
 	entry, err := c.current()
 	if err != nil {
 		return err
 	}
 	pod := entry.Object.(*corev1.Pod)
-	if err := c.admitEviction(e); err != nil {
-		return err
-	}
 	guarded := false // the delete is conditioned on the version that was judged
 	name := ""
 	if needsNoBudget(pod) {
@@ -262,16 +282,27 @@ func (c *call) evictOnce(e *policyv1.Eviction, opts *metav1.DeleteOptions) error
 	return err
 }
 
-func (c *call) admitEviction(e *policyv1.Eviction) error {
+// admitEviction runs admission on the eviction, and returns what it has made of it. The changes to the pod that follow are not
+// put to admission again, as upstream has it.
+func (c *call) admitEviction(e *policyv1.Eviction, o *writeOptions) (*policyv1.Eviction, error) {
+	t := c.target()
 	req := &admission.Request{
 		Operation: admission.Create, Kind: c.kind, Version: c.version.Name, Subresource: "eviction",
-		Namespace: c.info.Namespace, Name: c.info.Name, Object: e, User: c.user,
-		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn,
+		Namespace: t.Namespace, Name: t.Name, Object: e, User: c.user, DryRun: o.dryRun, Options: c.createOptions(),
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: t.Annotate,
 	}
 	if err := c.chain.Admission.Mutate(c.r.Context(), req); err != nil {
-		return err
+		return nil, err
 	}
-	return c.chain.Admission.Validate(c.r.Context(), req)
+	if err := c.chain.Admission.Validate(c.r.Context(), req); err != nil {
+		return nil, err
+	}
+	return req.Object.(*policyv1.Eviction), nil
+}
+
+// createOptions are the options of a request that creates, as admission is shown them.
+func (c *call) createOptions() *metav1.CreateOptions {
+	return &metav1.CreateOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
 }
 
 // needsNoBudget tells that a pod is out of service already, or not in service yet.
@@ -287,6 +318,7 @@ func needsNoBudget(pod *corev1.Pod) bool {
 func (c *call) disrupt(pod *corev1.Pod, opts *metav1.DeleteOptions) error {
 	t := c.target()
 	t.Subresource = ""
+	t.Admitted = true
 	t.DryRun = len(opts.DryRun) > 0
 	if !t.DryRun && pod.DeletionTimestamp == nil {
 		marking := t

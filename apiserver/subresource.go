@@ -75,6 +75,7 @@ func (c *call) scale() error {
 	}
 	t := c.target()
 	t.DryRun, t.Manager = o.dryRun, o.manager
+	t.Options = &metav1.UpdateOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
 	e, _, err := c.chain.Update(c.r.Context(), t, write.Update{
 		Make: func(current *store.Entry) (api.Object, error) {
 			if current == nil {
@@ -85,6 +86,9 @@ func (c *call) scale() error {
 		View: func(obj api.Object) api.Object {
 			s, _, _ := c.scaleOf(obj)
 			return s
+		},
+		Merge: func(obj, view api.Object) (api.Object, error) {
+			return c.rescale(obj, func(*autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return view.(*autoscalingv1.Scale), nil })
 		},
 	})
 	if err != nil {

@@ -45,9 +45,11 @@ func (c *call) issueToken() error {
 	if c.tokens == nil {
 		return apierrors.NewInternalError(errNoTokens)
 	}
-	if err := c.chain.Admission.Mutate(c.r.Context(), c.tokenAdmission(req, &o)); err != nil {
+	asked := c.tokenAdmission(req, &o)
+	if err := c.chain.Admission.Mutate(c.r.Context(), asked); err != nil {
 		return err
 	}
+	req = asked.Object.(*authenticationv1.TokenRequest)
 	if err := c.matchesAccount(req); err != nil {
 		return err
 	}
@@ -129,7 +131,7 @@ func (c *call) tokenAdmission(req *authenticationv1.TokenRequest, o *writeOption
 	return &admission.Request{
 		Operation: admission.Create, Kind: c.kind, Version: c.version.Name, Subresource: c.info.Subresource,
 		Namespace: c.info.Namespace, Name: c.info.Name, Object: req, User: c.user, DryRun: o.dryRun,
-		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn,
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: c.target().Annotate, Options: c.createOptions(),
 	}
 }
 
