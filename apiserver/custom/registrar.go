@@ -177,4 +177,6 @@ func (r *Registrar) serve(crd *apiextensionsv1.CustomResourceDefinition) error {
 }
 
 // Is tells whether the Kind of that canonical name is a custom resource.
-func Is(k *api.Kind) bool { return k != nil && slices.ContainsFunc(k.Versions, func(v api.Version) bool { return v.Settle != nil }) }
+func Is(k *api.Kind) bool {
+	return k != nil && slices.ContainsFunc(k.Versions, func(v api.Version) bool { return v.Settle != nil })
+}

@@ -172,11 +172,11 @@ func (r *rules) coerce(obj map[string]any, drop, paths bool) ([]string, error) {
 		unknown = append(unknown, pruning.PruneWithOptions(obj, s, true, structural.UnknownFieldPathOptions{TrackUnknownFieldPaths: paths})...)
 		defaulting.PruneNonNullableNullsWithoutDefaults(obj, s)
 	}
-	err, more := objectmeta.CoerceWithOptions(nil, obj, s, false, objectmeta.CoerceOptions{
+	bad, more := objectmeta.CoerceWithOptions(nil, obj, s, false, objectmeta.CoerceOptions{
 		DropInvalidFields: drop, ReturnUnknownFieldPaths: paths,
 	})
-	if err != nil {
-		return nil, err
+	if bad != nil {
+		return nil, bad
 	}
 	if kind != nil {
 		obj["kind"] = kind

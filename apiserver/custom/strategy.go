@@ -35,7 +35,9 @@ func (r *rules) strategy() api.Strategy {
 	}
 	if r.version.Subresources != nil && r.version.Subresources.Status != nil {
 		s.PrepareCreate = func(o api.Object) { delete(o.(*unstructured.Unstructured).Object, "status") }
-		s.PrepareUpdate = func(o, p api.Object) { keepStatus(o.(*unstructured.Unstructured).Object, p.(*unstructured.Unstructured).Object) }
+		s.PrepareUpdate = func(o, p api.Object) {
+			keepStatus(o.(*unstructured.Unstructured).Object, p.(*unstructured.Unstructured).Object)
+		}
 	}
 	return s
 }

@@ -3,8 +3,8 @@ package customresource
 import (
 	"time"
 
-	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apiextensions-apiserver/pkg/apihelpers"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
