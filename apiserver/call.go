@@ -28,7 +28,8 @@ import (
 // call is one request for objects on its way through the server. It belongs to one goroutine.
 type call struct {
 	*Server
-	w       http.ResponseWriter
+	x       *exchange
+	w       http.ResponseWriter // x, or what stands before it
 	r       *http.Request
 	info    route.Info
 	user    client.User
@@ -150,6 +151,7 @@ func (c *call) answer(code int, e *store.Entry) error {
 	if err != nil {
 		return err
 	}
+	c.x.recordAnswer(accept.Media, body, func() (wire.Body, error) { return view.One(wire.JSON, e) })
 	return c.send(code, accept, body)
 }
 
@@ -175,6 +177,10 @@ func (c *call) answerObject(code int, obj runtime.Object, gvk schema.GroupVersio
 	body, err := wire.Object(accept.Media, obj, gvk)
 	if err != nil {
 		return err
+	}
+	c.x.recordAnswer(accept.Media, body, func() (wire.Body, error) { return wire.Object(wire.JSON, obj, gvk) })
+	if status, ok := obj.(*metav1.Status); ok {
+		c.x.audit.Status(status)
 	}
 	return c.send(code, accept, body)
 }
@@ -211,6 +217,12 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, err error) {
 		accept = wire.Accept{}
 	}
 	status.TypeMeta = metav1.TypeMeta{}
+	if x, ok := w.(*exchange); ok && x.audit != nil {
+		x.audit.Status(status)
+		defer func() {
+			x.recordAnswer(wire.Protobuf, wire.Body{}, func() (wire.Body, error) { return wire.Object(wire.JSON, status, statusKind) })
+		}()
+	}
 	body, err := wire.Object(accept.Media, status, statusKind)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)

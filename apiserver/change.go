@@ -90,6 +90,7 @@ func (c *call) decode(into runtime.Object, want schema.GroupVersionKind, o *writ
 	if err != nil {
 		return err
 	}
+	c.x.recordObject(into, want)
 	if _, loose := into.(runtime.Unstructured); loose {
 		found, err := wire.Settle(c.version, into, o.check(), want)
 		if err != nil {
@@ -256,6 +257,7 @@ func (c *call) readPatch(gvk schema.GroupVersionKind, empty func() runtime.Objec
 	if err != nil {
 		return nil, writeOptions{}, err
 	}
+	c.x.recordPatch(patchType, data)
 	o, err := c.options("PatchOptions")
 	if err != nil {
 		return nil, o, err
@@ -286,6 +288,7 @@ func (c *call) deleteOptions() (*metav1.DeleteOptions, error) {
 		if err := wire.DecodeDeleteOptions(media, body, opts); err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())
 		}
+		c.x.recordObject(opts, schema.GroupVersionKind{Group: c.kind.Group, Version: c.version.Name, Kind: "DeleteOptions"})
 	} else if len(c.query) > 0 {
 		if err := metav1.Convert_url_Values_To_v1_DeleteOptions(&c.query, opts, nil); err != nil {
 			return nil, apierrors.NewBadRequest(err.Error())

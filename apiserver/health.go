@@ -2,50 +2,89 @@ package apiserver
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"runtime"
 	"slices"
+	"strconv"
 	"strings"
-	"sync/atomic"
-
-	"coracle.dev/coracle/apiserver/route"
 )
+
+// checks are the parts of /healthz, /livez or /readyz, in order.
+func (s *Server) checks(kind string) []Check {
+	well := func() error { return nil }
+	checks := []Check{
+		{Name: "ping", Live: true, Err: well},
+		{Name: "log", Live: true, Err: well},
+		// The store is this process's own; that it was opened and read is why the server answers.
+		{Name: "etcd", Live: true, Err: well},
+	}
+	if kind == "readyz" {
+		checks = append(checks, Check{Name: "etcd-readiness", Err: well}, Check{Name: "informer-sync", Err: well})
+	}
+	for _, c := range s.cfg.Checks {
+		if c.Live || kind != "livez" {
+			checks = append(checks, c)
+		}
+	}
+	if kind == "readyz" {
+		checks = append(checks, Check{Name: "shutdown", Err: func() error {
+			select {
+			case <-s.stop:
+				return errors.New("process is shutting down")
+			default:
+				return nil
+			}
+		}})
+	}
+	return checks
+}
 
 // health answers /healthz, /livez and /readyz, whole or one check of it.
 func (s *Server) health(w http.ResponseWriter, r *http.Request, kind string) {
-	checks := append([]Check{{Name: "ping", Live: true, Err: func() error { return nil }}}, s.cfg.Checks...)
-	if kind == "livez" {
-		checks = slices.DeleteFunc(checks, func(c Check) bool { return !c.Live })
-	}
+	checks := s.checks(kind)
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if name := strings.Trim(strings.TrimPrefix(r.URL.Path, "/"+kind), "/"); name != "" {
 		oneCheck(w, checks, name)
 		return
 	}
+	query := r.URL.Query()
 	excluded := map[string]bool{}
-	for _, name := range r.URL.Query()["exclude"] {
-		excluded[name] = true
-	}
-	var text strings.Builder
-	failed := false
-	for _, c := range checks {
-		switch {
-		case excluded[c.Name]:
-			fmt.Fprintf(&text, "[+]%s excluded: ok\n", c.Name)
-		case c.Err() != nil:
-			failed = true
-			fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", c.Name)
-		default:
-			fmt.Fprintf(&text, "[+]%s ok\n", c.Name)
+	for _, list := range query["exclude"] {
+		for name := range strings.SplitSeq(list, ",") {
+			excluded[name] = true
 		}
 	}
+	var text strings.Builder
+	var broken []string
+	for _, c := range checks {
+		if excluded[c.Name] {
+			delete(excluded, c.Name)
+			fmt.Fprintf(&text, "[+]%s excluded: ok\n", c.Name)
+			continue
+		}
+		if err := c.Err(); err != nil {
+			broken = append(broken, c.Name)
+			s.cfg.Log.Warn("health check failed", "endpoint", kind, "check", c.Name, "error", err)
+			fmt.Fprintf(&text, "[-]%s failed: reason withheld\n", c.Name)
+			continue
+		}
+		fmt.Fprintf(&text, "[+]%s ok\n", c.Name)
+	}
+	if len(excluded) > 0 {
+		names := slices.Sorted(maps.Keys(excluded))
+		for i := range names {
+			names[i] = strconv.Quote(names[i])
+		}
+		fmt.Fprintf(&text, "warn: some health checks cannot be excluded: no matches for %s\n", strings.Join(names, ","))
+	}
 	switch {
-	case failed:
+	case len(broken) > 0:
 		w.WriteHeader(http.StatusInternalServerError)
 		fmt.Fprintf(w, "%s%s check failed\n", text.String(), kind)
-	case r.URL.Query().Has("verbose"):
+	case query.Has("verbose"):
 		fmt.Fprintf(w, "%s%s check passed\n", text.String(), kind)
 	default:
 		fmt.Fprint(w, "ok")
@@ -120,43 +159,4 @@ func (s *Server) openID(w http.ResponseWriter) {
 		SubjectTypes  []string `json:"subject_types_supported"`
 		Algorithms    []string `json:"id_token_signing_alg_values_supported"`
 	}{s.cfg.Issuer, s.cfg.Issuer + "/openid/v1/jwks", []string{"id_token"}, []string{"public"}, []string{"ES256"}})
-}
-
-// verbNames are the verbs that metrics tell apart.
-var verbNames = [...]string{"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"}
-
-// metrics counts what the server does.
-type metrics struct {
-	requests [len(verbNames)]atomic.Int64
-	rejected atomic.Int64
-	watches  atomic.Int64
-}
-
-func (m *metrics) count(info *route.Info) {
-	i := slices.Index(verbNames[:], info.Verb)
-	if i < 0 || !info.IsResource {
-		i = len(verbNames) - 1
-	}
-	m.requests[i].Add(1)
-}
-
-// serveMetrics answers /metrics in the text format of Prometheus.
-func (s *Server) serveMetrics(w http.ResponseWriter) {
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	fmt.Fprintf(w, "# HELP apiserver_request_total Requests by verb.\n# TYPE apiserver_request_total counter\n")
-	for i, verb := range verbNames {
-		fmt.Fprintf(w, "apiserver_request_total{verb=%q} %d\n", strings.ToUpper(verb), s.metrics.requests[i].Load())
-	}
-	fmt.Fprintf(w, "# HELP apiserver_request_terminations_total Requests refused because too many were in flight.\n# TYPE apiserver_request_terminations_total counter\n")
-	fmt.Fprintf(w, "apiserver_request_terminations_total %d\n", s.metrics.rejected.Load())
-	fmt.Fprintf(w, "# HELP apiserver_longrunning_requests Watches that are open.\n# TYPE apiserver_longrunning_requests gauge\n")
-	fmt.Fprintf(w, "apiserver_longrunning_requests{verb=\"WATCH\"} %d\n", s.metrics.watches.Load())
-	fmt.Fprintf(w, "# HELP apiserver_current_inflight_requests Requests in flight.\n# TYPE apiserver_current_inflight_requests gauge\n")
-	fmt.Fprintf(w, "apiserver_current_inflight_requests{request_kind=\"readOnly\"} %d\n", len(s.reads))
-	fmt.Fprintf(w, "apiserver_current_inflight_requests{request_kind=\"mutating\"} %d\n", len(s.writes))
-	bytes, encodings := s.cache.Size()
-	fmt.Fprintf(w, "# HELP coracle_encodings_bytes Bytes kept of encoded objects.\n# TYPE coracle_encodings_bytes gauge\ncoracle_encodings_bytes %d\n", bytes)
-	fmt.Fprintf(w, "# HELP coracle_encodings Encoded objects kept.\n# TYPE coracle_encodings gauge\ncoracle_encodings %d\n", encodings)
-	fmt.Fprintf(w, "# HELP go_goroutines Number of goroutines that currently exist.\n# TYPE go_goroutines gauge\ngo_goroutines %d\n", runtime.NumGoroutine())
-	fmt.Fprintf(w, "# HELP coracle_store_revision Newest revision of the store.\n# TYPE coracle_store_revision gauge\ncoracle_store_revision %d\n", s.cfg.Store.Snapshot().Revision())
 }

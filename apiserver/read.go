@@ -80,6 +80,7 @@ func (c *call) answerPage(accept wire.Accept, page list.Page) error {
 	if err != nil {
 		return err
 	}
+	c.x.recordAnswer(accept.Media, body, func() (wire.Body, error) { return view.Many(wire.JSON, page.Meta, page.Entries) })
 	return c.send(http.StatusOK, accept, body)
 }
 
@@ -113,7 +114,6 @@ func (c *call) watch() error {
 			q.View = q.View.Metadata(accept.As.Version)
 		}
 	}
-	c.metrics.watches.Add(1)
-	defer c.metrics.watches.Add(-1)
+	q.Begun = c.x.pass.Release
 	return q.Serve(c.w, c.r)
 }

@@ -2,76 +2,77 @@ package apiserver
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/url"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/uuid"
 
+	"coracle.dev/coracle/apiserver/audit"
 	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/apiserver/authz"
 	"coracle.dev/coracle/apiserver/discovery"
+	"coracle.dev/coracle/apiserver/fairness"
 	"coracle.dev/coracle/apiserver/route"
 	"coracle.dev/coracle/client"
 )
 
 // serve answers one request.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	defer s.recover(w, r)
-	header := w.Header()
-	header.Set("Audit-Id", string(uuid.NewUUID()))
+	x := &exchange{ResponseWriter: w, server: s, began: s.cfg.Now()}
+	defer x.end(r)
+	id := auditID(r)
+	header := x.Header()
+	header.Set("Audit-Id", id)
 	header.Set("Cache-Control", "no-cache, private")
 	info := route.Parse(r.Method, r.URL)
 	user, err := s.who(r, &info)
 	if err != nil {
-		s.fail(w, r, err)
+		x.strangers(r, &info, id)
+		s.fail(x, r, err)
 		return
 	}
-	long := longRunning(&info, r)
-	release, ok := s.admit(&info, &user, long)
-	if !ok {
-		header.Set("Retry-After", "1")
-		http.Error(w, "Too many requests, please try again later.", http.StatusTooManyRequests)
+	x.long = longRunning(&info, r)
+	if s.cfg.Audit != nil {
+		if err := x.record(r, &info, &user, id); err != nil {
+			s.fail(x, r, err)
+			return
+		}
+	}
+	if wanted, ok := impersonated(r.Header); ok {
+		if user, err = s.impersonate(r, user, wanted); err != nil {
+			s.fail(x, r, err)
+			return
+		}
+		x.audit.Impersonate(user)
+	}
+	if !x.long || info.Verb == "watch" {
+		if err := x.enter(r.Context(), r, &info, &user); err != nil {
+			header.Set("Retry-After", "1")
+			http.Error(x, "Too many requests, please try again later.", http.StatusTooManyRequests)
+			return
+		}
+	}
+	if err := s.may(r, &info, &user, x.audit); err != nil {
+		s.fail(x, r, err)
 		return
 	}
-	if release != nil {
-		defer release()
-	}
-	if err := s.may(r, &info, &user); err != nil {
-		s.fail(w, r, err)
-		return
-	}
-	s.metrics.count(&info)
 	if !info.IsResource {
-		s.servePath(w, r, &info)
+		x.countedPath(&info)
+		s.servePath(x, r, &info)
 		return
 	}
 	if h := s.foreign(info.Group, info.Version); h != nil {
-		h.ServeHTTP(w, r.WithContext(client.WithUser(r.Context(), user)))
+		x.counted(&info, r)
+		h.ServeHTTP(x, r.WithContext(client.WithUser(r.Context(), user)))
 		return
 	}
-	if err := s.serveResource(w, r, info, user, long); err != nil {
-		s.fail(w, r, err)
+	if err := s.serveResource(x, r, info, user, x.long); err != nil {
+		s.fail(x, r, err)
 	}
-}
-
-// recover turns a panic into a 500 and a log line.
-func (s *Server) recover(w http.ResponseWriter, r *http.Request) {
-	p := recover()
-	if p == nil {
-		return
-	}
-	if p == http.ErrAbortHandler {
-		panic(p)
-	}
-	s.cfg.Log.Error("panic in a request", "method", r.Method, "path", r.URL.Path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
-	s.fail(w, r, apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details")))
 }
 
 // publicPaths may be read without credentials.
@@ -84,7 +85,7 @@ func publicPath(path string) bool {
 	return false
 }
 
-// who finds the acting user, impersonation included.
+// who finds the user that a request comes from.
 func (s *Server) who(r *http.Request, info *route.Info) (client.User, error) {
 	user, found, err := s.authn.Authenticate(r)
 	if err != nil || !found {
@@ -98,9 +99,6 @@ func (s *Server) who(r *http.Request, info *route.Info) (client.User, error) {
 	}
 	// Credentials end here: nobody behind this server gets to see them.
 	r.Header.Del("Authorization")
-	if wanted, ok := impersonated(r.Header); ok {
-		return s.impersonate(r, user, wanted)
-	}
 	return user, nil
 }
 
@@ -122,44 +120,28 @@ func longRunning(info *route.Info, r *http.Request) bool {
 	return false
 }
 
-// admit takes a slot among the requests in flight.
-func (s *Server) admit(info *route.Info, user *client.User, long bool) (release func(), ok bool) {
-	if long || user.In(client.GroupMasters) || !info.IsResource {
-		return nil, true
-	}
-	slots := s.writes
-	if info.Verb == "get" || info.Verb == "list" {
-		slots = s.reads
-	}
-	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }, true
-	default:
-		s.metrics.rejected.Add(1)
-		return nil, false
-	}
-}
-
 // may asks the authorizer.
-func (s *Server) may(r *http.Request, info *route.Info, user *client.User) error {
+func (s *Server) may(r *http.Request, info *route.Info, user *client.User, event *audit.Event) error {
 	if !info.IsResource && publicPath(info.Path) {
+		event.Decide(true, "")
 		return nil
 	}
 	a := attributes(info, user)
 	if info.IsResource && !info.WatchPrefix && (info.Verb == "list" || info.Verb == "watch" || info.Verb == "deletecollection") {
 		a.Select(r.URL.RawQuery)
 	}
-	if err := s.permit(r.Context(), a); err != nil || info.Verb == "create" || !streams(info.Subresource) || !info.IsResource || info.Resource != "pods" {
+	if err := s.permit(r.Context(), a, event); err != nil || info.Verb == "create" || !streams(info.Subresource) || !info.IsResource || info.Resource != "pods" {
 		return err
 	}
 	// A WebSocket begins with GET, and yet runs commands in the pod.
 	a.Verb = "create"
-	return s.permit(r.Context(), a)
+	return s.permit(r.Context(), a, event)
 }
 
 // permit is nil if the authorizer allows, else what the client is told.
-func (s *Server) permit(ctx context.Context, a *authz.Attributes) error {
+func (s *Server) permit(ctx context.Context, a *authz.Attributes, event *audit.Event) error {
 	ok, reason, err := s.authz.Authorize(ctx, a)
+	event.Decide(ok, reason)
 	switch {
 	case ok:
 		return nil
@@ -190,6 +172,13 @@ func (s *Server) servePath(w http.ResponseWriter, r *http.Request, info *route.I
 		s.version(w, r)
 	case path == "/metrics":
 		s.serveMetrics(w)
+	case path == "/metrics/slis":
+		s.serveSLIs(w)
+	case strings.HasPrefix(path, fairness.DebugPath):
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		if !s.gate.Dump(w, strings.TrimPrefix(path, fairness.DebugPath)) {
+			discovery.NotFound(w)
+		}
 	case path == "/openapi/v2" && s.cfg.OpenAPIV2 != nil:
 		s.cfg.OpenAPIV2.ServeHTTP(w, r)
 	case strings.HasPrefix(path, "/openapi/v3") && s.cfg.OpenAPIV3 != nil:
@@ -208,23 +197,25 @@ func (s *Server) servePath(w http.ResponseWriter, r *http.Request, info *route.I
 }
 
 // serveResource finds the kind and hands the request to the verb.
-func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info route.Info, user client.User, long bool) error {
+func (s *Server) serveResource(x *exchange, r *http.Request, info route.Info, user client.User, long bool) error {
 	gvr := schema.GroupVersionResource{Group: info.Group, Version: info.Version, Resource: info.Resource}
 	kind := s.cfg.Registry.ByResource(gvr)
-	c := &call{Server: s, w: w, r: r, info: info, user: user, kind: kind}
+	c := &call{Server: s, x: x, w: x, r: r, info: info, user: user, kind: kind}
 	if kind != nil {
 		c.version = kind.Version(info.Version)
 	}
 	if !c.exists() {
 		c.absent()
-		discovery.NotFound(w)
+		discovery.NotFound(x)
 		return nil
 	}
+	x.counted(&info, r)
 	if r.URL.RawQuery != "" {
 		c.query, _ = url.ParseQuery(r.URL.RawQuery)
 	}
 	if c.version.Deprecated != "" {
 		c.warn(c.version.Deprecated)
+		x.audit.Annotate(audit.DeprecatedAnnotation, "true")
 	}
 	if !c.allowed() {
 		return apierrors.NewMethodNotSupported(kind.GroupResource(), info.Verb)
@@ -235,7 +226,7 @@ func (s *Server) serveResource(w http.ResponseWriter, r *http.Request, info rout
 			return err
 		}
 		defer cancel()
-		defer boundIO(w, r)()
+		defer boundIO(x, r)()
 		c.r = r.WithContext(ctx)
 	}
 	if c.sub != nil && c.sub.Strategy == nil {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,14 +17,18 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 
 	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/api/flowcontrol"
 	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/apiserver/admission/webhook"
 	"coracle.dev/coracle/apiserver/allocate"
+	"coracle.dev/coracle/apiserver/audit"
 	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/apiserver/authz"
 	"coracle.dev/coracle/apiserver/backend"
 	"coracle.dev/coracle/apiserver/discovery"
+	"coracle.dev/coracle/apiserver/fairness"
 	"coracle.dev/coracle/apiserver/list"
+	"coracle.dev/coracle/apiserver/metrics"
 	"coracle.dev/coracle/apiserver/wire"
 	"coracle.dev/coracle/apiserver/write"
 	"coracle.dev/coracle/client"
@@ -80,9 +85,16 @@ type Config struct {
 	// does not know, and must be cheap.
 	Delegate func(group, version string) http.Handler
 
-	// MaxReads and MaxWrites bound the requests in flight; 400 and 200 if zero, as upstream. Beyond
-	// them clients get 429. Members of system:masters and long-running requests do not count.
+	// MaxReads and MaxWrites together are the seats for requests in flight, which priority levels share; 400 and 200 if
+	// zero, as upstream. Requests of exempt levels (system:masters) and long-running ones do not count.
 	MaxReads, MaxWrites int
+	// InflightBytes bounds the memory that requests in flight may need for bodies and lists, by estimate; beyond it clients
+	// get 429. 256 MiB if zero.
+	InflightBytes int64
+	// Audit records requests; nil records none.
+	Audit *audit.Recorder
+	// Collect write what else /metrics shows, in the text format of Prometheus.
+	Collect []func(io.Writer)
 	// EncodingBytes bounds what is kept of encoded objects for further readers, 32 MiB if zero.
 	EncodingBytes int
 }
@@ -116,8 +128,8 @@ type Server struct {
 	discovery *discovery.Handler
 	openAPI   http.Handler
 
-	reads, writes chan struct{} // slots of requests in flight
-	metrics       metrics
+	gate     *fairness.Gate
+	requests metrics.Requests
 
 	stop     chan struct{}
 	stopOnce sync.Once
@@ -137,10 +149,11 @@ func New(cfg Config) (*Server, error) {
 		authn:     &authn.Authenticator{ClientCA: cfg.ClientCA, Now: cfg.Now},
 		authz:     authz.Any{authz.Masters, &authz.Node{Store: cfg.Store}, cfg.Authorizer},
 		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority},
-		reads:     make(chan struct{}, cfg.MaxReads),
-		writes:    make(chan struct{}, cfg.MaxWrites),
-		stop:      make(chan struct{}),
-		cache:     &wire.Cache{Budget: cfg.EncodingBytes},
+		gate: fairness.New(fairness.Config{Seats: cfg.MaxReads + cfg.MaxWrites, Bytes: cfg.InflightBytes, Now: cfg.Now},
+			append(flowcontrol.MandatorySchemas(), flowcontrol.SuggestedSchemas()...),
+			append(flowcontrol.MandatoryLevels(), flowcontrol.SuggestedLevels()...)),
+		stop:  make(chan struct{}),
+		cache: &wire.Cache{Budget: cfg.EncodingBytes},
 	}
 	if cfg.ServiceAccountKey != nil {
 		s.tokens = &authn.Tokens{
@@ -189,6 +202,9 @@ func (c *Config) setDefaults() {
 	if c.Backends == nil {
 		c.Backends = &backend.Pool{Snapshot: c.Store.Snapshot, Dial: c.Dial}
 	}
+	if c.InflightBytes == 0 {
+		c.InflightBytes = 256 << 20
+	}
 	if c.MaxReads == 0 {
 		c.MaxReads = 400
 	}
@@ -211,6 +227,9 @@ func (s *Server) Writer() client.Writer { return (*writer)(s) }
 // Close ends all watches and other long-running requests. Requests that come after it are
 // answered still; the caller closes its listener.
 func (s *Server) Close() { s.stopOnce.Do(func() { close(s.stop) }) }
+
+// Fairness is what shares the server among its clients. Its objects are the suggested ones until Update.
+func (s *Server) Fairness() *fairness.Gate { return s.gate }
 
 // DropEncodings frees the bytes that are kept of encoded objects, for when memory is short.
 // They are made again at the next demand.

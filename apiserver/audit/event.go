@@ -111,6 +111,23 @@ func (e *Event) Annotate(key, value string) {
 	}
 }
 
+// Decide records what the authorizer said; the last time counts.
+func (e *Event) Decide(allowed bool, reason string) {
+	if e == nil {
+		return
+	}
+	e.mu.Lock()
+	delete(e.annotations, DecisionAnnotation)
+	delete(e.annotations, ReasonAnnotation)
+	e.mu.Unlock()
+	decision := "forbid"
+	if allowed {
+		decision = "allow"
+	}
+	e.Annotate(DecisionAnnotation, decision)
+	e.Annotate(ReasonAnnotation, reason)
+}
+
 // Object completes the reference to the object that a request is about from the object that it carries.
 func (e *Event) Object(obj metav1.Object) {
 	if e == nil {

@@ -40,6 +40,8 @@ type Request struct {
 	Media wire.Media
 	// Stop ends the stream when it is closed.
 	Stop <-chan struct{}
+	// Begun, if not nil, is called once the present state is sent and only changes are to follow.
+	Begun func()
 }
 
 const (
@@ -98,6 +100,9 @@ func (q *Request) Serve(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	snap = nil
+	if q.Begun != nil {
+		q.Begun()
+	}
 	cursor, err := s.cursor(want)
 	if err != nil {
 		s.fail(want, err)
