@@ -16,7 +16,7 @@ func (s *Server) plugins(rights *escalation) admission.Chain {
 		admission.Chain{admission.NodeRestriction(s.authz)},
 		admission.Certificates(rights.access()),
 		s.cfg.Admission,
-		s.cfg.Policies,
+		s.policies.Plugins(),
 		admission.Chain{s.webhooks.Mutating(), s.webhooks.Validating()},
 		admission.Last(),
 		admission.Chain{rights.plugin()},

@@ -19,6 +19,7 @@ import (
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/flowcontrol"
 	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/admission/policy"
 	"coracle.dev/coracle/apiserver/admission/webhook"
 	"coracle.dev/coracle/apiserver/allocate"
 	"coracle.dev/coracle/apiserver/audit"
@@ -53,8 +54,8 @@ type Config struct {
 	Audiences []string
 	// Authorizer is asked beside system:masters and the Node authorizer; nil is RBAC from the store.
 	Authorizer authz.Authorizer
-	// Admission plug-ins run after the built-in ones, Policies after those, then webhooks, then admission.Last.
-	Admission, Policies []admission.Plugin
+	// Admission plug-ins run after the built-in ones, then admission policies, then webhooks, then admission.Last.
+	Admission []admission.Plugin
 
 	// ServiceCIDRs are the ranges of cluster IPs, one for each family, the preferred first.
 	ServiceCIDRs []netip.Prefix
@@ -120,6 +121,7 @@ type Check struct {
 type Server struct {
 	cfg       Config
 	chain     *write.Chain
+	policies  *policy.Policies
 	webhooks  *webhook.Webhooks
 	lister    *list.Lister
 	authn     *authn.Authenticator
@@ -173,6 +175,7 @@ func New(cfg Config) (*Server, error) {
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
 	}
+	s.policies = policy.New(policy.Config{Registry: cfg.Registry, Authorizer: s.authz})
 	s.webhooks = s.newWebhooks()
 	s.chain.Admission = s.plugins(rights)
 	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)
