@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 
@@ -14,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
+	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/apiserver/authz"
 	"coracle.dev/coracle/apiserver/wire"
 	"coracle.dev/coracle/client"
@@ -93,19 +95,19 @@ func (c *call) reviewToken(o *authenticationv1.TokenReview) error {
 		return apierrors.NewBadRequest("token is required for TokenReview in authentication")
 	}
 	o.Status = authenticationv1.TokenReviewStatus{}
-	if c.tokens == nil {
-		o.Status.Error = errNoTokens.Error()
-		return nil
-	}
 	want := o.Spec.Audiences
-	user, matched, err := c.tokens.Authenticate(o.Spec.Token, want)
-	if err != nil {
-		o.Status.Error = "[invalid bearer token, " + err.Error() + "]"
-		return nil
+	if len(want) == 0 {
+		want = nil
 	}
-	o.Status.Authenticated = true
-	o.Status.User = userInfo(user)
-	o.Status.Audiences = matched
+	user, matched, err := c.authn.Token(c.r.Context(), o.Spec.Token, want)
+	switch {
+	case errors.Is(err, authn.ErrUnauthorized):
+		o.Status.Error = err.Error()
+	case err != nil:
+		o.Status.Error = fmt.Sprintf("[%v, %v]", authn.ErrUnauthorized, err)
+	default:
+		o.Status.Authenticated, o.Status.User, o.Status.Audiences = true, userInfo(user), matched
+	}
 	return nil
 }
 

@@ -88,14 +88,15 @@ func publicPath(path string) bool {
 // who finds the user that a request comes from.
 func (s *Server) who(r *http.Request, info *route.Info) (client.User, error) {
 	user, found, err := s.authn.Authenticate(r)
-	if err != nil || !found {
-		if err != nil {
-			s.cfg.Log.Debug("unable to authenticate the request", "error", err)
-		}
-		if publicPath(info.Path) && !info.IsResource {
-			return authn.Anonymous(), nil
-		}
+	if err != nil { // bad credentials are not none: they are refused everywhere
+		s.cfg.Log.Debug("unable to authenticate the request", "error", err)
 		return user, apierrors.NewUnauthorized("Unauthorized")
+	}
+	if !found {
+		if !s.cfg.Anonymous(info.Path) {
+			return user, apierrors.NewUnauthorized("Unauthorized")
+		}
+		return authn.Anonymous(), nil
 	}
 	// Credentials end here: nobody behind this server gets to see them.
 	r.Header.Del("Authorization")

@@ -29,6 +29,7 @@ import (
 	"coracle.dev/coracle/apiserver/discovery"
 	"coracle.dev/coracle/apiserver/fairness"
 	"coracle.dev/coracle/apiserver/list"
+	"coracle.dev/coracle/apiserver/managed"
 	"coracle.dev/coracle/apiserver/metrics"
 	"coracle.dev/coracle/apiserver/wire"
 	"coracle.dev/coracle/apiserver/write"
@@ -52,6 +53,11 @@ type Config struct {
 	Issuer string
 	// Audiences are those of the API server, the issuer if empty.
 	Audiences []string
+	// Verifiers find the users of bearer tokens that are neither those of service accounts nor bootstrap tokens (OIDC).
+	Verifiers []authn.Verifier
+	// Anonymous says at which paths requests without credentials are let in, as system:anonymous. Nil: where the server tells of its
+	// health and version. What they may do there is for the authorizer to say.
+	Anonymous func(path string) bool
 	// Authorizer is asked beside system:masters and the Node authorizer; nil is RBAC from the store.
 	Authorizer authz.Authorizer
 	// Admission plug-ins run after the built-in ones, then admission policies, then webhooks, then admission.Last.
@@ -148,7 +154,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg:       cfg,
 		lister:    &list.Lister{Store: cfg.Store, Now: cfg.Now},
-		authn:     &authn.Authenticator{ClientCA: cfg.ClientCA, Now: cfg.Now},
+		authn:     &authn.Authenticator{ClientCA: cfg.ClientCA, Others: cfg.Verifiers, Audiences: cfg.Audiences, Now: cfg.Now},
 		authz:     authz.Any{authz.Masters, &authz.Node{Store: cfg.Store}, cfg.Authorizer},
 		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority},
 		gate: fairness.New(fairness.Config{Seats: cfg.MaxReads + cfg.MaxWrites, Bytes: cfg.InflightBytes, Now: cfg.Now},
@@ -160,9 +166,12 @@ func New(cfg Config) (*Server, error) {
 	if cfg.ServiceAccountKey != nil {
 		s.tokens = &authn.Tokens{
 			Key: cfg.ServiceAccountKey, Issuer: cfg.Issuer, Audiences: cfg.Audiences,
-			Snapshot: cfg.Store.Snapshot, Now: cfg.Now,
+			Snapshot: cfg.Store.Snapshot, Now: cfg.Now, Used: s.labelUsed,
 		}
 		s.authn.Tokens = s.tokens
+	}
+	if cfg.Registry.ByName(client.Secrets.Name) != nil {
+		s.authn.Bootstrap = &authn.Bootstrap{Snapshot: cfg.Store.Snapshot, Now: cfg.Now}
 	}
 	for _, f := range cfg.Foreign {
 		s.discovery.Foreign = append(s.discovery.Foreign, f.Kinds...)
@@ -173,7 +182,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	rights := &escalation{authorizer: s.authz, rbac: rbac}
 	s.chain = &write.Chain{
-		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log,
+		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log, Fields: managed.New(),
 	}
 	s.policies = policy.New(policy.Config{Registry: cfg.Registry, Authorizer: s.authz})
 	s.webhooks = s.newWebhooks()
@@ -213,6 +222,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.MaxWrites == 0 {
 		c.MaxWrites = 200
+	}
+	if c.Anonymous == nil {
+		c.Anonymous = publicPath
 	}
 	if c.Authorizer == nil {
 		c.Authorizer = &authz.RBAC{Store: c.Store}

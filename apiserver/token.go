@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"slices"
@@ -202,4 +203,15 @@ func (c *call) bindToken(g *authn.Grant, ref *authenticationv1.BoundObjectRefere
 		return node.UID, nil
 	}
 	return "", apierrors.NewBadRequest(fmt.Sprintf("cannot bind token to object of type %s", gvk.String()))
+}
+
+// labelUsed writes down on which day the token of a secret was last used. It is a convenience for those who clean up: failing
+// to do it is no reason to refuse the request.
+func (s *Server) labelUsed(ctx context.Context, secret *corev1.Secret, day string) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err := s.Writer().Update(ctx, client.Secrets.Name, authn.LastUsed(secret, day), client.WriteOptions{})
+	if err != nil && !apierrors.IsConflict(err) {
+		s.cfg.Log.Warn("the day on which a token was last used could not be written down", "namespace", secret.Namespace, "secret", secret.Name, "error", err)
+	}
 }

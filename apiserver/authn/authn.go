@@ -1,13 +1,16 @@
-// Package authn finds out who makes a request: by client certificate or by a token
-// of a service account. It issues those tokens too.
+// Package authn finds out who makes a request: by client certificate, by a token of a service account, by a bootstrap
+// token, or by what others were told to trust (package oidc). It issues the tokens of service accounts too.
 //
 // It reads the present state of the store (a token is no good when its account, pod or
-// node is gone) and writes nothing. What was verified once is remembered, bounded in number.
+// node is gone) and writes nothing. What was verified once is remembered, bounded in number. What is wrong with
+// credentials is told in errors for the log, which never hold the credentials.
 package authn
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"errors"
 	"net/http"
@@ -19,19 +22,32 @@ import (
 	"coracle.dev/coracle/client"
 )
 
-// Authenticator finds the user of a request. It is safe for concurrent use.
+// Authenticator finds the user of a request. It is safe for concurrent use; the fields are set before the first.
 type Authenticator struct {
 	// ClientCA signs client certificates; nil takes none.
 	ClientCA *x509.CertPool
-	// Tokens verifies bearer tokens; nil takes none.
+	// Tokens verifies the tokens of service accounts; nil takes none.
 	Tokens *Tokens
-	Now    func() time.Time
+	// Bootstrap verifies bootstrap tokens; nil takes none.
+	Bootstrap *Bootstrap
+	// Others verify further tokens, asked in order.
+	Others []Verifier
+	// Audiences are those of the API server. Tokens that say nothing of audiences are for these.
+	Audiences []string
+	Now       func() time.Time
 
 	certs certs
 }
 
-// ErrUnauthorized is all that a client hears of bad credentials.
-var ErrUnauthorized = errors.New("invalid credentials")
+// Verifier finds the user of a token that says nothing of audiences which concern the API server.
+type Verifier interface {
+	// Verify returns the user of a token, false for a token that is not of this sort, or an error that says what is
+	// wrong with one that is.
+	Verify(ctx context.Context, token string) (client.User, bool, error)
+}
+
+// ErrUnauthorized says of a token that nobody knows it.
+var ErrUnauthorized = errors.New("invalid bearer token")
 
 // CredentialID is the key in User.Extra that names the credential used.
 const CredentialID = "authentication.kubernetes.io/credential-id"
@@ -46,20 +62,72 @@ func (a *Authenticator) Authenticate(r *http.Request) (client.User, bool, error)
 			return user, true, nil
 		}
 	}
-	if token, ok := bearer(r); ok && a.Tokens != nil {
-		user, _, err := a.Tokens.Authenticate(token, nil)
-		return user, err == nil, err
-	} else if ok {
-		return client.User{}, false, ErrUnauthorized
+	if token, ok := bearer(r); ok {
+		user, _, err := a.Token(r.Context(), token, nil)
+		return user, err == nil, errors.Join(certErr, err)
 	}
 	return client.User{}, false, certErr
+}
+
+// Token verifies a bearer token for any of the audiences (nil: those of the API server), and gives its user and
+// the audiences that it is for.
+func (a *Authenticator) Token(ctx context.Context, token string, want []string) (client.User, []string, error) {
+	var errs []error
+	if a.Tokens != nil {
+		user, matched, ok, err := a.Tokens.authenticate(token, want)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case ok:
+			return user, matched, nil
+		}
+	}
+	if matched := a.ours(want); len(matched) > 0 {
+		for _, v := range a.verifiers() {
+			user, ok, err := v.Verify(ctx, token)
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+			case ok:
+				return authenticated(user), matched, nil
+			}
+		}
+	}
+	if len(errs) == 0 {
+		return client.User{}, nil, ErrUnauthorized
+	}
+	return client.User{}, nil, errors.Join(errs...)
+}
+
+// ours are the audiences of the API server among those wanted.
+func (a *Authenticator) ours(want []string) []string {
+	if want == nil {
+		return a.Audiences
+	}
+	return slices.DeleteFunc(slices.Clone(want), func(w string) bool { return !slices.Contains(a.Audiences, w) })
+}
+
+func (a *Authenticator) verifiers() []Verifier {
+	if a.Bootstrap == nil {
+		return a.Others
+	}
+	return append([]Verifier{a.Bootstrap}, a.Others...)
+}
+
+// authenticated puts a user into the group of all those that were authenticated.
+func authenticated(u client.User) client.User {
+	if !u.In(client.GroupAuthenticated) && !u.In(client.GroupUnauthenticated) {
+		u.Groups = append(slices.Clone(u.Groups), client.GroupAuthenticated)
+	}
+	return u
 }
 
 // bearer returns the token of a request, from the header or, for WebSockets of browsers, from the protocol list.
 func bearer(r *http.Request) (string, bool) {
 	scheme, token, ok := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
 	if ok && strings.EqualFold(scheme, "bearer") {
-		return strings.TrimSpace(token), true
+		token, _, _ = strings.Cut(token, " ")
+		return token, token != ""
 	}
 	return webSocketToken(r)
 }
@@ -92,14 +160,9 @@ func (a *Authenticator) certificate(chain []*x509.Certificate) (client.User, err
 	if _, err := leaf.Verify(opts); err != nil {
 		return client.User{}, err
 	}
-	if leaf.Subject.CommonName == "" {
-		return client.User{}, errors.New("the client certificate has no common name")
-	}
-	sum := sha256.Sum256(leaf.Raw)
-	user = client.User{
-		Name:   leaf.Subject.CommonName,
-		Groups: append(slices.Clone(leaf.Subject.Organization), client.GroupAuthenticated),
-		Extra:  map[string][]string{CredentialID: {"X509SHA256=" + hex.EncodeToString(sum[:])}},
+	user, err := subject(leaf)
+	if err != nil {
+		return user, err
 	}
 	a.certs.mu.Lock()
 	defer a.certs.mu.Unlock()
@@ -107,6 +170,34 @@ func (a *Authenticator) certificate(chain []*x509.Certificate) (client.User, err
 		a.certs.known = map[*x509.Certificate]client.User{}
 	}
 	a.certs.known[leaf] = user
+	return user, nil
+}
+
+// uidAttribute is the attribute of a certificate's subject that holds the UID of the user
+// (https://kubernetes.io/docs/reference/access-authn-authz/authentication/#x509-client-certificates).
+var uidAttribute = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 57683, 2}
+
+// subject is the user that a certificate names.
+func subject(leaf *x509.Certificate) (client.User, error) {
+	if leaf.Subject.CommonName == "" {
+		return client.User{}, errors.New("the client certificate has no common name")
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	user := authenticated(client.User{
+		Name:   leaf.Subject.CommonName,
+		Groups: leaf.Subject.Organization,
+		Extra:  map[string][]string{CredentialID: {"X509SHA256=" + hex.EncodeToString(sum[:])}},
+	})
+	for _, name := range leaf.Subject.Names {
+		if !name.Type.Equal(uidAttribute) {
+			continue
+		}
+		uid, ok := name.Value.(string)
+		if !ok || uid == "" || user.UID != "" {
+			return client.User{}, errors.New("expected one UID in the subject of the client certificate, as text")
+		}
+		user.UID = uid
+	}
 	return user, nil
 }
 
