@@ -219,9 +219,11 @@ func (c *call) patch() error {
 	if err != nil {
 		return err
 	}
+	if p.Type == types.ApplyYAMLPatchType {
+		return c.apply(p, o)
+	}
 	t := c.target()
-	t.DryRun, t.Manager = o.dryRun, o.manager
-	t.Options = &metav1.PatchOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
+	t.DryRun, t.Manager, t.Options = o.dryRun, o.manager, c.patchOptions(p)
 	view := c.view(c.kind, c.version)
 	e, created, err := c.chain.Update(c.r.Context(), t, write.Update{
 		Make: func(current *store.Entry) (api.Object, error) {
@@ -262,9 +264,15 @@ func (c *call) readPatch(gvk schema.GroupVersionKind, empty func() runtime.Objec
 	if err != nil {
 		return nil, o, err
 	}
-	if patchType != types.ApplyYAMLPatchType && c.query.Has("force") {
-		return nil, o, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "PatchOptions"}, "", field.ErrorList{
-			field.Forbidden(field.NewPath("force"), "may not be specified for non-apply patch")})
+	applies := patchType == types.ApplyYAMLPatchType
+	switch {
+	case applies && !c.query.Has("fieldManager"):
+		err = field.Required(field.NewPath("fieldManager"), "is required for apply patch")
+	case !applies && c.query.Has("force"):
+		err = field.Forbidden(field.NewPath("force"), "may not be specified for non-apply patch")
+	}
+	if err != nil {
+		return nil, o, apierrors.NewInvalid(schema.GroupKind{Group: metav1.GroupName, Kind: "PatchOptions"}, "", field.ErrorList{err.(*field.Error)})
 	}
 	p := &patch.Patch{Type: patchType, Data: data, GVK: gvk, New: empty, Check: o.check(), Strict: o.strict(), Warn: c.warnStrict}
 	if loose {

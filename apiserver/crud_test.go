@@ -252,9 +252,9 @@ func TestPatch(t *testing.T) {
 	if !apierrors.IsNotFound(err) {
 		t.Fatalf("patch of an absent pod: %v", err)
 	}
-	_, err = pods.Patch(ctx(t), "a", types.ApplyYAMLPatchType, []byte(`{}`), metav1.PatchOptions{FieldManager: "m"})
-	if !apierrors.IsUnsupportedMediaType(err) || !strings.Contains(err.Error(), "accepted media types include: application/json-patch+json") {
-		t.Fatalf("server-side apply: %v", err)
+	_, err = pods.Patch(ctx(t), "a", types.ApplyCBORPatchType, []byte{0xa0}, metav1.PatchOptions{FieldManager: "m"})
+	if !apierrors.IsUnsupportedMediaType(err) || !strings.Contains(err.Error(), "accepted media types include: application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml") {
+		t.Fatalf("apply in CBOR: %v", err)
 	}
 	_, err = pods.Patch(ctx(t), "a", types.MergePatchType, []byte(`{"spec":{"nope":1}}`), metav1.PatchOptions{FieldValidation: "Strict"})
 	if !apierrors.IsInvalid(err) || !strings.Contains(err.Error(), `strict decoding error: unknown field "spec.nope"`) {

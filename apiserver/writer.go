@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,7 +38,20 @@ func (w *writer) target(ctx context.Context, resource, subresource, namespace, n
 	if !ok {
 		user = client.User{Name: client.UserServer, Groups: []string{client.GroupMasters, client.GroupAuthenticated}}
 	}
-	return write.Target{Kind: k, Subresource: subresource, Namespace: namespace, Name: name, User: user, Local: true}, nil
+	return write.Target{Kind: k, Subresource: subresource, Namespace: namespace, Name: name, User: user, Local: true, Manager: managerOfUser(user.Name)}, nil
+}
+
+// managerOfUser is the field manager that the component of upstream would be whose work a user in this process does.
+func managerOfUser(name string) string {
+	switch {
+	case name == "system:kube-scheduler":
+		return "kube-scheduler"
+	case strings.HasPrefix(name, "system:node:"):
+		return "kubelet"
+	case strings.HasPrefix(name, "system:serviceaccount:kube-system:"), name == "system:kube-controller-manager":
+		return "kube-controller-manager"
+	}
+	return "kube-apiserver"
 }
 
 // Create implements client.Writer.
@@ -46,7 +60,9 @@ func (w *writer) Create(ctx context.Context, resource string, obj api.Object, op
 	if err != nil {
 		return nil, err
 	}
-	t.Manager = opts.FieldManager
+	if opts.FieldManager != "" {
+		t.Manager = opts.FieldManager
+	}
 	e, err := w.chain.Create(ctx, t, obj)
 	if err != nil {
 		return nil, err
@@ -74,7 +90,9 @@ func (w *writer) Update(ctx context.Context, resource string, obj api.Object, op
 	if err != nil {
 		return nil, err
 	}
-	t.Manager = opts.FieldManager
+	if opts.FieldManager != "" {
+		t.Manager = opts.FieldManager
+	}
 	rv := obj.GetResourceVersion()
 	if rv == "" || rv == "0" {
 		return nil, apierrors.NewBadRequest("an update in-process names the resourceVersion that it was made from")

@@ -1,5 +1,5 @@
 // Package patch applies patches to objects: JSON patch (RFC 6902), JSON merge patch
-// (RFC 7386) and strategic merge patch. Server-side apply has its place in Apply.
+// (RFC 7386) and strategic merge patch. Configurations for server-side apply are read here; package managed merges them.
 //
 // It is pure: a present object and a patch in, a new object out. Limits on size and
 // number of operations are checked before work is done.
@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/mergepatch"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	yamlutil "k8s.io/apimachinery/pkg/util/yaml"
 	kjson "sigs.k8s.io/json"
 
 	"coracle.dev/coracle/apiserver/wire"
@@ -51,13 +52,12 @@ type Patch struct {
 func Types(loose bool) []string {
 	all := []string{string(types.JSONPatchType), string(types.MergePatchType), string(types.StrategicMergePatchType)}
 	if loose {
-		return all[:2]
+		all = all[:2]
 	}
-	return all
+	return append(all, string(types.ApplyYAMLPatchType))
 }
 
 // ParseType reads the Content-Type of a patch; an unknown one gives 415.
-// Server-side apply (application/apply-patch+yaml) belongs here when it comes.
 func ParseType(header string, loose bool) (types.PatchType, error) {
 	media, _, _ := strings.Cut(header, ";")
 	accepted := Types(loose)
@@ -87,6 +87,12 @@ func (p *Patch) Apply(current runtime.Object, asJSON func() ([]byte, error)) (ru
 
 // Validate refuses what is no JSON, before anything is read for it.
 func (p *Patch) Validate() error {
+	if p.Type == types.ApplyYAMLPatchType {
+		if _, err := yamlutil.ToJSON(p.Data); err != nil {
+			return apierrors.NewBadRequest(fmt.Sprintf("error encoding patch: %v", err))
+		}
+		return nil
+	}
 	if !json.Valid(p.Data) {
 		return apierrors.NewBadRequest("invalid JSON patch")
 	}

@@ -29,6 +29,7 @@ import (
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/validate"
 	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/managed"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/store"
 )
@@ -45,6 +46,8 @@ type Chain struct {
 	// PrepareCreate or PrepareUpdate and before validation. release is called when the commit
 	// is over, whatever its end. Nil where nothing is allocated.
 	Allocate func(r *admission.Request) (release func(), err error)
+	// Fields keeps metadata.managedFields; nil leaves them as they come.
+	Fields *managed.Tracker
 }
 
 // Target says through which endpoint of which kind a write goes, and for whom.
@@ -68,6 +71,9 @@ type Target struct {
 	Annotate func(key, value string)
 	// Admitted says that admission has passed this already, as part of something else (an eviction).
 	Admitted bool
+
+	// kept says that the object comes with its managedFields.
+	kept bool
 }
 
 // OptimisticLock is why an update on condition of an older revision is refused.
@@ -224,11 +230,14 @@ type staged struct {
 // stage takes a new object through admission and validation.
 func (c *Chain) stage(ctx context.Context, t *Target, obj api.Object, snap store.Snapshot) (st staged, err error) {
 	now := c.Now()
+	c.track(t, obj, nil, now)
+	fields := obj.GetManagedFields()
 	req := t.request(admission.Create, obj, nil, snap, now)
 	if err := c.mutate(ctx, t, req); err != nil {
 		return st, err
 	}
 	obj = req.Object
+	c.retrack(t, obj, fields)
 	dedupOwners(t, obj, afterAdmission)
 	obj.SetCreationTimestamp(seconds(now))
 	obj.SetUID(uuid.NewUUID())
@@ -348,8 +357,10 @@ type Update struct {
 	// AuthorizeCreate is asked before an absent object is created; nil allows it.
 	AuthorizeCreate func() error
 	// Raw passes over defaults, the strategy and validation: for endpoints that change one thing
-	// by rules of their own.
+	// by rules of their own. Raw changes belong to no field manager.
 	Raw bool
+	// Tracked says that Make gives the object with its managedFields up to date (apply, scale).
+	Tracked bool
 	// View, if not nil, gives what admission is shown in place of the object (scale).
 	View func(obj api.Object) api.Object
 	// Merge puts a View that admission has replaced back into the object, which the caller owns. Nil drops such changes.
@@ -409,6 +420,7 @@ func (c *Chain) createByUpdate(ctx context.Context, t *Target, u Update, snap st
 	if t.Kind.Default != nil {
 		t.Kind.Default(obj)
 	}
+	t.kept = u.Tracked
 	entry, err := c.create(ctx, t, obj, snap)
 	if apierrors.IsAlreadyExists(err) {
 		return nil, &retryError{Key(t.Kind, t.Namespace, t.Name)}
@@ -440,8 +452,12 @@ func (c *Chain) update(ctx context.Context, t *Target, u Update, snap store.Snap
 		t.Kind.Default(obj)
 	}
 	req := t.request(admission.Update, obj, old, snap, c.Now())
-	view := u.show(req, obj, old)
 	dedupOwners(t, obj, "")
+	if t.kept = u.Tracked || u.Raw; !t.kept {
+		c.track(t, obj, old, req.Now)
+	}
+	fields := obj.GetManagedFields()
+	view := u.show(req, obj, old)
 	if err := c.mutate(ctx, t, req); err != nil {
 		return nil, err
 	}
@@ -454,6 +470,7 @@ func (c *Chain) update(ctx context.Context, t *Target, u Update, snap store.Snap
 		}
 	}
 	dedupOwners(t, obj, afterAdmission)
+	c.retrack(t, obj, fields)
 	if err := checkRevision(t, obj, old); err != nil {
 		return nil, err
 	}
@@ -508,7 +525,7 @@ func (c *Chain) settleUpdate(t *Target, req *admission.Request, obj, old api.Obj
 	obj.SetGeneration(old.GetGeneration())
 	obj.SetSelfLink("")
 	if s.PrepareUpdate != nil {
-		s.PrepareUpdate(obj, old)
+		keepFields(obj, func() { s.PrepareUpdate(obj, old) })
 	}
 	if t.Subresource != "status" && t.Kind.Desired != nil && obj.GetGeneration() == old.GetGeneration() && t.Kind.Desired(obj, old) {
 		obj.SetGeneration(old.GetGeneration() + 1)
@@ -557,6 +574,7 @@ func keepSystemFields(obj, old api.Object) {
 // put commits an update: nothing if nothing changed, a removal if the last finalizer of a deleted object went.
 func (c *Chain) put(ctx context.Context, t *Target, req *admission.Request, obj api.Object, current *store.Entry) (*store.Entry, error) {
 	old := current.Object.(api.Object)
+	managed.SettleTimes(obj, old, func() bool { return unchanged(obj, old) })
 	same := unchanged(obj, old)
 	obj, err := save(ctx, t.Kind, obj)
 	if err != nil {
