@@ -112,6 +112,9 @@ func (s sources) glibcImage() build.Image {
 	return img
 }
 
+// alpine is what upstream's image says of its system. Ours is put together from Debian's programs, and says that too.
+const alpine = "NAME=\"Alpine Linux\"\nID=alpine\nPRETTY_NAME=\"stands in for Alpine Linux, with Debian's programs\"\n"
+
 // demoImage is agnhost serving a picture: the two of upstream's update demonstration.
 func (s sources) demoImage(name string) build.Image {
 	img := s.agnhostImage()
@@ -120,6 +123,7 @@ func (s sources) demoImage(name string) build.Image {
 	img.Layers = append(img.Layers, []build.File{
 		{Path: name + ".jpg", From: filepath.Join(html, name+".jpg"), Mode: 0o644},
 		{Path: "data.json", From: filepath.Join(html, "data.json"), Mode: 0o644},
+		{Path: "etc/os-release", Data: []byte(alpine), Mode: 0o644},
 	})
 	img.Config.Cmd = []string{"test-webserver"}
 	return img
