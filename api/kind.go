@@ -62,6 +62,8 @@ type Kind struct {
 	// ValidateName gives what is wrong with a name; prefix is set for the
 	// generateName part. Nil: RFC 1123 subdomain.
 	ValidateName func(name string, prefix bool) []string
+	// AnyFinalizer lets finalizers do without a domain, as upstream does outside of its own older groups.
+	AnyFinalizer bool
 	// Verbs of the main resource as discovery names them; nil means all eight:
 	// create delete deletecollection get list patch update watch.
 	Verbs []string

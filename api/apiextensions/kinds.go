@@ -33,10 +33,11 @@ func definitionKind() *api.Kind {
 	type definition = *apiextensionsv1.CustomResourceDefinition
 	return &api.Kind{
 		Group: apiextensionsv1.SchemeGroupVersion.Group, Kind: "CustomResourceDefinition", Resource: "customresourcedefinitions", Singular: "customresourcedefinition",
-		ShortNames: []string{"crd", "crds"},
-		Categories: []string{"api-extensions"},
-		Versions:   declare.V1[apiextensionsv1.CustomResourceDefinition, apiextensionsv1.CustomResourceDefinitionList](),
-		Default:    api.On(defaultDefinition),
+		ShortNames:   []string{"crd", "crds"},
+		Categories:   []string{"api-extensions"},
+		Versions:     declare.V1[apiextensionsv1.CustomResourceDefinition, apiextensionsv1.CustomResourceDefinitionList](),
+		AnyFinalizer: true,
+		Default:      api.On(defaultDefinition),
 		Strategy: api.Strategy{
 			PrepareCreate: api.On(func(d definition) {
 				d.Status = apiextensionsv1.CustomResourceDefinitionStatus{}

@@ -63,6 +63,7 @@ func (d *definition) view(name string) *api.Kind {
 		ShortNames: d.names.ShortNames, Categories: d.names.Categories,
 		Namespaced:   d.crd.Spec.Scope == apiextensionsv1.NamespaceScoped,
 		Versions:     d.versions(name),
+		AnyFinalizer: true,
 		Default:      r.setDefaults,
 		Strategy:     r.strategy(),
 		Desired:      changed,

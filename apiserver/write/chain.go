@@ -296,9 +296,9 @@ func (c *Chain) validateCreate(t *Target, s *api.Strategy, obj api.Object) field
 	return errs
 }
 
-// checkMeta checks metadata. The finalizers of custom resources need no domain.
+// checkMeta checks metadata.
 func checkMeta(k *api.Kind, obj api.Object, name func(string, bool) []string, path *field.Path) field.ErrorList {
-	if k.Hub().Settle == nil {
+	if !k.AnyFinalizer {
 		return validate.Meta(obj, k.Namespaced, name, path)
 	}
 	return validation.ValidateObjectMetaAccessor(obj, k.Namespaced, name, path)
@@ -538,7 +538,7 @@ func (c *Chain) settleUpdate(t *Target, req *admission.Request, obj, old api.Obj
 	}
 	path := field.NewPath("metadata")
 	errs := checkMeta(t.Kind, obj, pathSegment, path)
-	if t.Kind.Hub().Settle == nil {
+	if !t.Kind.AnyFinalizer {
 		errs = append(errs, validate.MetaUpdate(obj, old, path)...)
 	} else {
 		errs = append(errs, validation.ValidateObjectMetaAccessorUpdate(obj, old, path)...)
