@@ -60,14 +60,14 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.fail(x, r, err)
 		return
 	}
+	if h := s.delegated(&info); h != nil {
+		x.counted(&info, r)
+		handOver(x, r, h, user, x.long)
+		return
+	}
 	if !info.IsResource {
 		x.countedPath(&info)
 		s.servePath(x, r, &info)
-		return
-	}
-	if h := s.foreign(info.Group, info.Version); h != nil {
-		x.counted(&info, r)
-		h.ServeHTTP(x, r.WithContext(client.WithUser(r.Context(), user)))
 		return
 	}
 	if err := s.serveResource(x, r, info, user, x.long); err != nil {
@@ -127,16 +127,22 @@ func (s *Server) may(r *http.Request, info *route.Info, user *client.User, event
 		event.Decide(true, "")
 		return nil
 	}
-	a := attributes(info, user)
-	if info.IsResource && !info.WatchPrefix && (info.Verb == "list" || info.Verb == "watch" || info.Verb == "deletecollection") {
-		a.Select(r.URL.RawQuery)
-	}
+	a := requested(info, user, r.URL.RawQuery)
 	if err := s.permit(r.Context(), a, event); err != nil || info.Verb == "create" || !streams(info.Subresource) || !info.IsResource || info.Resource != "pods" {
 		return err
 	}
 	// A WebSocket begins with GET, and yet runs commands in the pod.
 	a.Verb = "create"
 	return s.permit(r.Context(), a, event)
+}
+
+// requested are the attributes of a request as it came, its selectors among them.
+func requested(info *route.Info, user *client.User, query string) *authz.Attributes {
+	a := attributes(info, user)
+	if info.IsResource && !info.WatchPrefix && (info.Verb == "list" || info.Verb == "watch" || info.Verb == "deletecollection") {
+		a.Select(query)
+	}
+	return a
 }
 
 // permit is nil if the authorizer allows, else what the client is told.

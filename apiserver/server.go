@@ -81,16 +81,21 @@ type Config struct {
 	OpenAPIV2, OpenAPIV3 http.Handler
 	// Checks are the named parts of /healthz, /livez and /readyz.
 	Checks []Check
-	// GroupPriority orders the groups in discovery, the greatest first.
-	GroupPriority func(group string) int32
+	// GroupPriority orders the groups in discovery, the greatest first, and VersionPriority the versions of each; equal
+	// ones are ordered by name.
+	GroupPriority   func(group string) int32
+	VersionPriority func(group, version string) int32
+	// StorageVersion names the version in which a kind is stored, "" for its hub version; nil is that for all.
+	StorageVersion func(*api.Kind) string
 
 	// Foreign are API groups that others in this program answer for.
 	Foreign []Foreign
 
-	// Delegate gives who answers for a group version that is not stored here (an aggregated API), nil if nobody does. The
-	// request's context holds the user (client.UserFrom). It is asked for each request whose group version the registry
-	// does not know, and must be cheap.
+	// Delegate gives who answers for a group version in place of this server (an aggregated API), nil if nobody does. The
+	// request's context holds the user (client.UserFrom). It is asked for each request for objects, and must be cheap.
 	Delegate func(group, version string) http.Handler
+	// Aggregated is what the APIServices add to discovery, for the group versions of Delegate; nil for nothing.
+	Aggregated func() *discovery.Aggregated
 
 	// MaxReads and MaxWrites together are the seats for requests in flight, which priority levels share; 400 and 200 if
 	// zero, as upstream. Requests of exempt levels (system:masters) and long-running ones do not count.
@@ -152,11 +157,12 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.setDefaults()
 	s := &Server{
-		cfg:       cfg,
-		lister:    &list.Lister{Store: cfg.Store, Now: cfg.Now},
-		authn:     &authn.Authenticator{ClientCA: cfg.ClientCA, Others: cfg.Verifiers, Audiences: cfg.Audiences, Now: cfg.Now},
-		authz:     authz.Any{authz.Masters, &authz.Node{Store: cfg.Store}, cfg.Authorizer},
-		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority},
+		cfg:    cfg,
+		lister: &list.Lister{Store: cfg.Store, Now: cfg.Now},
+		authn:  &authn.Authenticator{ClientCA: cfg.ClientCA, Others: cfg.Verifiers, Audiences: cfg.Audiences, Now: cfg.Now},
+		authz:  authz.Any{authz.Masters, &authz.Node{Store: cfg.Store}, cfg.Authorizer},
+		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority, VersionPriority: cfg.VersionPriority,
+			StorageVersion: cfg.StorageVersion, Aggregated: cfg.Aggregated},
 		gate: fairness.New(fairness.Config{Seats: cfg.MaxReads + cfg.MaxWrites, Bytes: cfg.InflightBytes, Now: cfg.Now},
 			append(flowcontrol.MandatorySchemas(), flowcontrol.SuggestedSchemas()...),
 			append(flowcontrol.MandatoryLevels(), flowcontrol.SuggestedLevels()...)),
@@ -266,15 +272,17 @@ func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {
 // viewID names a view: a kind that takes the place of another (a definition that was changed) takes its view too.
 type viewID struct{ group, resource, version string }
 
-// foreign returns who answers for a group version, nil if the server itself does.
+// foreign returns who answers for a group version, nil if the server itself does. An APIService goes before everything else.
 func (s *Server) foreign(group, version string) http.Handler {
+	if s.cfg.Delegate != nil {
+		if h := s.cfg.Delegate(group, version); h != nil {
+			return h
+		}
+	}
 	for i := range s.cfg.Foreign {
 		if s.cfg.Foreign[i].Group == group {
 			return s.cfg.Foreign[i].Handler
 		}
-	}
-	if s.cfg.Delegate != nil && group != "" {
-		return s.cfg.Delegate(group, version)
 	}
 	return nil
 }

@@ -57,6 +57,14 @@ func apiServiceKind() *api.Kind {
 			declare.Text("Available", "Whether this service is available.", func(a service) any { return available(a) }),
 			declare.Age(),
 		},
+		Indexes: map[string]func(api.Object) []string{
+			"service": api.Values(func(a service) []string {
+				if a.Spec.Service == nil {
+					return nil
+				}
+				return []string{a.Spec.Service.Namespace + "/" + a.Spec.Service.Name}
+			}),
+		},
 		Subresources: []api.Subresource{declare.Status(api.Strategy{
 			PrepareUpdate: api.OnUpdate(func(a, old service) {
 				a.Spec = old.Spec
