@@ -126,12 +126,13 @@ func logTail(ts *testscript.TestScript) {
 	ts.Logf("the cluster's log ends:\n%s", bytes.Join(lines[max(0, len(lines)-40):], []byte("\n")))
 }
 
-// program FOLDER FILE builds a static program from a folder of this tree, which may be a module of its own.
+// program FOLDER FILE [PACKAGE] builds a static program from a folder of this tree, which may be a module of its own, or from a
+// package that this module names.
 func program(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: program FOLDER FILE")
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: program FOLDER FILE [PACKAGE]")
 	}
-	c := exec.Command("go", "build", "-o", ts.MkAbs(args[1]), ".")
+	c := exec.Command("go", "build", "-o", ts.MkAbs(args[1]), cmp.Or(strings.Join(args[2:], ""), "."))
 	c.Dir = filepath.Join(ts.Getenv("ROOT"), args[0])
 	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
