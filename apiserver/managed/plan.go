@@ -72,7 +72,7 @@ var relationsText string
 
 // relation is a row of relations.txt.
 type relation struct {
-	how  string // "atomic", "set", "map"
+	how  string // "atomic", "granular", "set", "map"
 	keys []string
 }
 
@@ -173,7 +173,7 @@ func (m *planner) value(t reflect.Type, r relation) *plan {
 	switch t.Kind() {
 	case reflect.Struct:
 		p.form = structure
-		if m.relations[t.PkgPath()+"."+t.Name()].how == "atomic" {
+		if r.how != "granular" && m.relations[t.PkgPath()+"."+t.Name()].how == "atomic" {
 			p.atomic = true
 		}
 		p.fields = m.fields(t, t, nil)

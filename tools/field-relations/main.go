@@ -5,6 +5,7 @@
 //
 //	TYPE atomic                        values of a struct are owned as a whole
 //	TYPE FIELD atomic                  the map or struct in a field is owned as a whole
+//	TYPE FIELD granular                the struct in a field is owned field by field, though its type is atomic
 //	TYPE FIELD set                     a list of different scalars
 //	TYPE FIELD map KEY[=DEFAULT]...    a list whose items are told apart by fields
 //	TYPE FIELD deduced                 any JSON; its objects are owned field by field, its lists as a whole
@@ -166,8 +167,12 @@ func (g *generator) value(owner reflect.Type, field string, t reflect.Type, tr s
 		own := tr
 		own.ElementRelationship = nil
 		g.structure(t, own)
-		if tr.ElementRelationship != nil && *tr.ElementRelationship == schema.Atomic {
-			g.rows[at+" atomic"] = true
+		if tr.ElementRelationship != nil {
+			how := " granular"
+			if *tr.ElementRelationship == schema.Atomic {
+				how = " atomic"
+			}
+			g.rows[at+how] = true
 		}
 	case reflect.Map:
 		if atom.Map == nil {
