@@ -36,6 +36,11 @@ type Config struct {
 	RegistryMirrors []string
 	// LogLevel is debug, info, warn or error.
 	LogLevel string
+	// Audit says what is recorded of requests.
+	Audit Audit
+	// EncryptionConfig is the file that says which resources are encrypted at rest and how
+	// (EncryptionConfiguration of apiserver.config.k8s.io/v1); "" encrypts nothing.
+	EncryptionConfig string
 }
 
 // Defaults of Config.
@@ -138,6 +143,7 @@ func (c *Config) Complete() error {
 	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
 		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}
+	errs = append(errs, c.Audit.complete())
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:

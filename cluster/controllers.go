@@ -17,6 +17,7 @@ import (
 	"coracle.dev/coracle/controllers/endpoints"
 	"coracle.dev/coracle/controllers/endpointslice"
 	"coracle.dev/coracle/controllers/eventttl"
+	"coracle.dev/coracle/controllers/flowcontrol"
 	"coracle.dev/coracle/controllers/garbage"
 	"coracle.dev/coracle/controllers/job"
 	"coracle.dev/coracle/controllers/namespace"
@@ -75,6 +76,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		podgc.Loop(terminatedPods),
 	)
 	c.engine.Add(cronjob.Loop())
+	c.engine.Add(flowcontrol.Loop(c.server.Fairness().Update), c.serverLease())
 	c.engine.Add(customresource.Loops(customresource.Config{
 		Registry: c.registry, Serve: c.custom.Serve,
 		BuiltIn: func(resource string) bool { k := c.registry.ByName(resource); return k != nil && !custom.Is(k) },

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -31,6 +32,7 @@ import (
 	"coracle.dev/coracle/apiserver/custom"
 	"coracle.dev/coracle/apiserver/openapi"
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/client/encrypt"
 	"coracle.dev/coracle/dns"
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/link"
@@ -136,7 +138,16 @@ func nth(r netip.Prefix, n int) netip.Addr {
 
 func (c *Cluster) startStore(context.Context) (func(context.Context) error, string, error) {
 	c.registry = api.NewRegistry(builtin.Kinds()...)
-	s, err := pebble.Open(c.state.path("store"), client.StoreOptions(c.registry, 0), c.log)
+	var keys *encrypt.Config
+	if c.cfg.EncryptionConfig != "" {
+		var err error
+		if keys, err = encrypt.Load(c.cfg.EncryptionConfig); err != nil {
+			return nil, "", err
+		}
+	}
+	opts := client.StoreOptions(c.registry, 0)
+	opts.Codec = encrypt.Wrap(opts.Codec, keys)
+	s, err := pebble.Open(c.state.path("store"), opts, c.log)
 	if err != nil {
 		return nil, "", c.explainStore(err)
 	}
@@ -173,6 +184,8 @@ func (c *Cluster) forgetHistory(ctx context.Context) error {
 // explainStore adds what to do to the errors that a user can do something about.
 func (c *Cluster) explainStore(err error) error {
 	switch {
+	case errors.Is(err, encrypt.ErrKey):
+		return err // it says what to do, and nothing is damaged
 	case errors.Is(err, store.ErrInUse):
 		return fmt.Errorf("%w: stop it with `coracle down --data-dir %s`, or choose another --data-dir", err, c.cfg.DataDir)
 	case errors.Is(err, store.ErrNewer):
@@ -217,9 +230,13 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	c.custom = &custom.Registrar{Store: c.store, Registry: c.registry, Backends: backends, Log: c.log}
 	c.custom.Load()
 	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served}
-	var err error
+	recorder, err := c.openAudit()
+	if err != nil {
+		return nil, "", err
+	}
 	c.server, err = apiserver.New(apiserver.Config{
-		Store: c.store, Registry: c.registry, Log: c.log,
+		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder,
+		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		ServiceCIDRs: []netip.Prefix{c.serviceRange()},
 		Nodes:        c.nodes, Version: version.Info(),
@@ -271,10 +288,14 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		c.server.Close()
 		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		if err := web.Shutdown(bounded); err != nil {
-			return web.Close()
+		err := web.Shutdown(bounded)
+		if err != nil {
+			err = web.Close()
 		}
-		return nil
+		if recorder != nil {
+			err = errors.Join(err, recorder.Close(ctx))
+		}
+		return err
 	}
 	return stop, c.url, nil
 }

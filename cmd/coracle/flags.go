@@ -5,6 +5,7 @@ import (
 	"os"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -33,6 +34,20 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
 	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.StringVar(&cfg.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&cfg.EncryptionConfig, "encryption-provider-config", "", "file that says which resources are encrypted at rest, and with which keys")
+	f.StringVar(&cfg.Audit.PolicyFile, "audit-policy-file", "", "file with the audit policy")
+	f.StringVar(&cfg.Audit.LogPath, "audit-log-path", "", `file to write audit events to, "-" for standard output`)
+	f.IntVar(&cfg.Audit.LogMaxSize, "audit-log-maxsize", 100, "size in megabytes at which the audit log is put aside")
+	f.IntVar(&cfg.Audit.LogMaxBackup, "audit-log-maxbackup", 0, "how many old audit logs are kept (default all)")
+	f.IntVar(&cfg.Audit.LogMaxAge, "audit-log-maxage", 0, "days for which old audit logs are kept (default for ever)")
+	f.BoolVar(&cfg.Audit.LogCompress, "audit-log-compress", false, "compress old audit logs")
+	f.StringVar(&cfg.Audit.LogFormat, "audit-log-format", "json", "json or legacy")
+	f.StringVar(&cfg.Audit.LogMode, "audit-log-mode", "blocking", "blocking, or blocking-strict to refuse requests that cannot be recorded")
+	f.StringVar(&cfg.Audit.WebhookConfig, "audit-webhook-config-file", "", "kubeconfig file that names the server to send audit events to")
+	f.IntVar(&cfg.Audit.WebhookBatch.BufferSize, "audit-webhook-batch-buffer-size", 10000, "audit events that wait to be sent at most")
+	f.IntVar(&cfg.Audit.WebhookBatch.MaxSize, "audit-webhook-batch-max-size", 400, "audit events that are sent at once at most")
+	f.DurationVar(&cfg.Audit.WebhookBatch.MaxWait, "audit-webhook-batch-max-wait", 30*time.Second, "how long audit events wait to be sent with others")
+	f.DurationVar(&cfg.Audit.WebhookBatch.InitialDelay, "audit-webhook-initial-backoff", 10*time.Second, "how long to wait before audit events are sent again that were not taken")
 	f.String("config", "", "YAML file with the names of these flags as keys")
 }
 
