@@ -10,6 +10,7 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver"
+	"coracle.dev/coracle/apiserver/aggregate"
 	"coracle.dev/coracle/apiserver/custom"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
@@ -52,18 +53,19 @@ type Cluster struct {
 	context  string
 
 	// The parts, in the order in which they are made.
-	state    *state
-	keys     *pki
-	store    store.Store
-	registry *api.Registry
-	custom   *custom.Registrar
-	server   *apiserver.Server
-	client   client.Client
-	engine   *reconcile.Engine
-	runtime  container.Runtime
-	balancer *nft.Balancer
-	pods     *network.Pods
-	node     nodeAPI
+	state      *state
+	keys       *pki
+	store      store.Store
+	registry   *api.Registry
+	custom     *custom.Registrar
+	aggregator *aggregate.Aggregator
+	server     *apiserver.Server
+	client     client.Client
+	engine     *reconcile.Engine
+	runtime    container.Runtime
+	balancer   *nft.Balancer
+	pods       *network.Pods
+	node       nodeAPI
 
 	stops []running // in the order of their start
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"coracle.dev/coracle/apiserver/custom"
+	"coracle.dev/coracle/controllers/apiservice"
 	"coracle.dev/coracle/controllers/bootstrap"
 	"coracle.dev/coracle/controllers/certificates"
 	"coracle.dev/coracle/controllers/cronjob"
@@ -53,7 +54,8 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		host = bind
 	}
 	objects := bootstrap.Config{ServiceCIDRs: []netip.Prefix{c.serviceRange()},
-		Endpoints: []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))}}
+		Endpoints:      []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))},
+		Authentication: c.authenticationData()}
 	if c.cfg.Nodes.Real {
 		objects.DNS = c.serviceIP(dnsIndex)
 	}
@@ -75,6 +77,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
 		podgc.Loop(terminatedPods),
 	)
+	c.engine.Add(apiservice.Loops(c.apiServices())...)
 	c.engine.Add(cronjob.Loop())
 	c.engine.Add(flowcontrol.Loop(c.server.Fairness().Update), c.serverLease())
 	c.engine.Add(customresource.Loops(customresource.Config{

@@ -50,6 +50,7 @@ func (c *Cluster) parts() []part {
 		{name: "store", start: c.startStore},
 		{name: "api", start: c.startAPI},
 		{name: "controllers", start: c.startControllers, problem: func() error { return c.engine.Healthy() }},
+		{name: "aggregation", start: c.startAggregation},
 		{name: "scheduler", start: c.startScheduler},
 	}
 	if c.cfg.Nodes.Simulated > 0 {
@@ -229,7 +230,8 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	backends := &backend.Pool{Snapshot: c.store.Snapshot, Dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext}
 	c.custom = &custom.Registrar{Store: c.store, Registry: c.registry, Backends: backends, Log: c.log}
 	c.custom.Load()
-	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served}
+	c.aggregator = c.newAggregator(backends)
+	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served, Remote: c.aggregator.Documents}
 	recorder, err := c.openAudit()
 	if err != nil {
 		return nil, "", err
@@ -246,7 +248,8 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		OpenAPIV3:     documents.V3(),
 		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
 		Foreign:       []apiserver.Foreign{c.metrics()},
-		GroupPriority: func(group string) int32 { return builtin.GroupPriority[group] },
+		GroupPriority: groupPriority, VersionPriority: versionPriority, StorageVersion: c.storageVersion,
+		Delegate: c.aggregator.Delegate, Aggregated: c.aggregator.Discovery,
 	})
 	if err != nil {
 		return nil, "", err

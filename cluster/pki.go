@@ -17,15 +17,24 @@ import (
 	"time"
 )
 
-// pki is the cluster's certificate authority and what it signed. All keys are
+// pki is what the cluster is known by: its certificate authorities and what they signed. All keys are
 // ECDSA P-256; files are readable by their owner alone.
 type pki struct {
+	// authority signs the API server's certificate and those of clients.
+	authority
+	// frontProxy signs the certificate with which the API server speaks for users to aggregated servers, and nothing else:
+	// whoever it knows may name any user.
+	frontProxy authority
+	// serviceAccounts signs the tokens of service accounts.
+	serviceAccounts *ecdsa.PrivateKey
+}
+
+// authority is a certificate authority whose files are in dir.
+type authority struct {
 	dir    string
 	caCert *x509.Certificate
 	caPEM  []byte
 	caKey  *ecdsa.PrivateKey
-	// serviceAccounts signs the tokens of service accounts.
-	serviceAccounts *ecdsa.PrivateKey
 }
 
 // Lifetimes. A leaf is made anew when less than a third of its life is left.
@@ -39,18 +48,31 @@ func loadPKI(dir string, now time.Time) (*pki, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	p := &pki{dir: dir}
+	p := &pki{}
 	var err error
-	if p.caKey, err = loadKey(filepath.Join(dir, "ca.key")); err != nil {
+	if p.authority, err = loadAuthority(dir, "ca", "coracle-ca", now); err != nil {
+		return nil, err
+	}
+	if p.frontProxy, err = loadAuthority(dir, "front-proxy-ca", "front-proxy-ca", now); err != nil {
 		return nil, err
 	}
 	if p.serviceAccounts, err = loadKey(filepath.Join(dir, "service-accounts.key")); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, "ca.crt")
+	return p, nil
+}
+
+// loadAuthority reads the files of an authority, or makes them if they are not there.
+func loadAuthority(dir, name, cn string, now time.Time) (authority, error) {
+	p := authority{dir: dir}
+	var err error
+	if p.caKey, err = loadKey(filepath.Join(dir, name+".key")); err != nil {
+		return p, err
+	}
+	path := filepath.Join(dir, name+".crt")
 	p.caPEM, err = os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		template := &x509.Certificate{Subject: pkix.Name{CommonName: "coracle-ca"}, IsCA: true,
+		template := &x509.Certificate{Subject: pkix.Name{CommonName: cn}, IsCA: true,
 			BasicConstraintsValid: true, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caLife),
 			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature | x509.KeyUsageCRLSign}
 		if p.caPEM, err = sign(template, template, &p.caKey.PublicKey, p.caKey); err == nil {
@@ -58,13 +80,13 @@ func loadPKI(dir string, now time.Time) (*pki, error) {
 		}
 	}
 	if err != nil {
-		return nil, err
+		return p, err
 	}
 	if p.caCert, err = parseCert(p.caPEM); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return p, fmt.Errorf("%s: %w", path, err)
 	}
 	if !p.caCert.PublicKey.(*ecdsa.PublicKey).Equal(&p.caKey.PublicKey) {
-		return nil, fmt.Errorf("%s does not belong to ca.key beside it: restore both from a backup, or run `coracle reset`", path)
+		return p, fmt.Errorf("%s does not belong to %s.key beside it: restore both from a backup, or run `coracle reset`", path, name)
 	}
 	return p, nil
 }
@@ -80,7 +102,7 @@ type leaf struct {
 
 // issue returns certificate and key of a leaf in PEM: those on disk if they are
 // still good for all hosts, otherwise new ones.
-func (p *pki) issue(l leaf, now time.Time) (cert, key []byte, err error) {
+func (p *authority) issue(l leaf, now time.Time) (cert, key []byte, err error) {
 	certPath, keyPath := filepath.Join(p.dir, l.name+".crt"), filepath.Join(p.dir, l.name+".key")
 	private, err := loadKey(keyPath)
 	if err != nil {
@@ -113,7 +135,7 @@ func (p *pki) issue(l leaf, now time.Time) (cert, key []byte, err error) {
 	return cert, key, writeFile(certPath, cert, 0o644)
 }
 
-func (p *pki) good(c *x509.Certificate, l leaf, key *ecdsa.PrivateKey, now time.Time) bool {
+func (p *authority) good(c *x509.Certificate, l leaf, key *ecdsa.PrivateKey, now time.Time) bool {
 	if now.After(c.NotAfter.Add(-leafLife/3)) || c.CheckSignatureFrom(p.caCert) != nil {
 		return false
 	}

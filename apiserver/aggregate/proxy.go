@@ -3,6 +3,7 @@ package aggregate
 import (
 	"net/http"
 	"net/url"
+	"strings"
 
 	utilproxy "k8s.io/apimachinery/pkg/util/proxy"
 	"k8s.io/client-go/transport"
@@ -47,6 +48,11 @@ func (s *service) forward(w http.ResponseWriter, r *http.Request, user client.Us
 	location := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: r.URL.RawQuery}
 	out := r.Clone(r.Context())
 	out.Header.Del("Authorization")
+	for name := range out.Header {
+		if strings.HasPrefix(name, "Impersonate-") {
+			out.Header.Del(name) // the user is who was impersonated
+		}
+	}
 	transport.SetAuthProxyHeaders(out, user.Name, user.UID, user.Groups, user.Extra)
 	if id := w.Header().Get("Audit-Id"); id != "" {
 		out.Header.Set("Audit-Id", id)

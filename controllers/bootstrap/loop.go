@@ -24,6 +24,9 @@ type Config struct {
 	Endpoints []netip.AddrPort
 	// DNS is the service address at which nodes answer for the cluster's DNS; zero for none.
 	DNS netip.Addr
+	// Authentication is what extension API servers read to know who speaks to them: the data of the config map
+	// kube-system/extension-apiserver-authentication; nil makes none.
+	Authentication map[string]string
 }
 
 const (

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -70,6 +71,9 @@ func (c Config) order() []reconcile.Key {
 			reconcile.Key{Resource: client.EndpointSlices.Name, Namespace: namespace, Name: service},
 			reconcile.Key{Resource: client.Endpoints.Name, Namespace: namespace, Name: service})
 	}
+	if c.Authentication != nil {
+		keys = append(keys, reconcile.Key{Resource: client.ConfigMaps.Name, Namespace: metav1.NamespaceSystem, Name: authentication})
+	}
 	return keys
 }
 
@@ -92,9 +96,35 @@ func (c Config) objects() map[reconcile.Key]object {
 			all[key] = c.slice()
 		case client.Endpoints.Name:
 			all[key] = c.endpoints()
+		case client.ConfigMaps.Name:
+			all[key] = c.authentication()
 		}
 	}
 	return all
+}
+
+// authentication is the config map's name.
+const authentication = "extension-apiserver-authentication"
+
+// authentication keeps what is known in the config map, and leaves what others added.
+func (c Config) authentication() object {
+	return object{
+		make: func() api.Object {
+			return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: authentication}, Data: maps.Clone(c.Authentication)}
+		},
+		fix: func(obj api.Object) bool {
+			cm, changed := obj.(*corev1.ConfigMap), false
+			for k, v := range c.Authentication {
+				if cm.Data[k] != v {
+					if cm.Data == nil {
+						cm.Data = map[string]string{}
+					}
+					cm.Data[k], changed = v, true
+				}
+			}
+			return changed
+		},
+	}
 }
 
 func namespaceNamed(name string) object {

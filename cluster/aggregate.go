@@ -1,0 +1,123 @@
+package cluster
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"sync"
+	"time"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/api/builtin"
+	"coracle.dev/coracle/apiserver/aggregate"
+	"coracle.dev/coracle/apiserver/backend"
+	"coracle.dev/coracle/apiserver/discovery"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/controllers/apiservice"
+	"coracle.dev/coracle/reconcile"
+)
+
+// newAggregator makes the table of APIServices and fills it from the store.
+func (c *Cluster) newAggregator(pool *backend.Pool) *aggregate.Aggregator {
+	pool.Certificate = sync.OnceValues(c.frontProxy)
+	a := &aggregate.Aggregator{Pool: pool, Log: c.log, Default: func(gv schema.GroupVersion) discovery.Priority {
+		return discovery.Priority{Group: groupPriority(gv.Group), Version: versionPriority(gv.Group, gv.Version)}
+	}}
+	for s := range apiservice.APIServices.List(c.store.Snapshot(), "") {
+		a.Set(s)
+	}
+	return a
+}
+
+// frontProxyName is the name in the certificate with which we speak for users.
+const frontProxyName = "front-proxy-client"
+
+// frontProxy is that certificate, made when the first aggregated server asks for it.
+func (c *Cluster) frontProxy() (*tls.Certificate, error) {
+	cert, key, err := c.keys.frontProxy.issue(leaf{name: frontProxyName, cn: frontProxyName}, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	return &pair, err
+}
+
+// authenticationData tells extension API servers whom to believe.
+func (c *Cluster) authenticationData() map[string]string {
+	list := func(s string) string {
+		data, _ := json.Marshal([]string{s}) // of a string
+		return string(data)
+	}
+	return map[string]string{
+		"client-ca-file":                     string(c.keys.caPEM),
+		"requestheader-client-ca-file":       string(c.keys.frontProxy.caPEM),
+		"requestheader-allowed-names":        list(frontProxyName),
+		"requestheader-username-headers":     list("X-Remote-User"),
+		"requestheader-uid-headers":          list("X-Remote-Uid"),
+		"requestheader-group-headers":        list("X-Remote-Group"),
+		"requestheader-extra-headers-prefix": list("X-Remote-Extra-"),
+	}
+}
+
+// groupPriority orders groups: those of custom resources have their place behind the built-in ones.
+func groupPriority(group string) int32 {
+	if p, ok := builtin.GroupPriority[group]; ok {
+		return p
+	}
+	return apiservice.CustomGroupPriority
+}
+
+func versionPriority(group, version string) int32 {
+	if _, ok := builtin.GroupPriority[group]; ok {
+		return builtin.VersionPriority(group, version)
+	}
+	return apiservice.CustomVersionPriority
+}
+
+// storageVersion is the version in which a definition has its objects stored, "" for other kinds.
+func (c *Cluster) storageVersion(k *api.Kind) string {
+	d, ok := definitions.Get(c.store.Snapshot(), "", k.Name())
+	if !ok {
+		return ""
+	}
+	for i := range d.Spec.Versions {
+		if d.Spec.Versions[i].Storage {
+			return d.Spec.Versions[i].Name
+		}
+	}
+	return ""
+}
+
+var definitions = client.Resource[*apiextensionsv1.CustomResourceDefinition]{Name: "customresourcedefinitions.apiextensions.k8s.io"}
+
+// apiServices is what the loops of APIServices are told.
+func (c *Cluster) apiServices() apiservice.Config {
+	cfg := apiservice.Config{
+		Route: c.aggregator.Set, Forget: c.aggregator.Remove,
+		Probe: c.aggregator.Probe, Look: c.aggregator.Look, Fresh: c.aggregator.Fresh,
+	}
+	seen := map[schema.GroupVersion]bool{}
+	for _, k := range c.registry.All() {
+		for i := range k.Versions {
+			gv := schema.GroupVersion{Group: k.Group, Version: k.Versions[i].Name}
+			if seen[gv] || k.Versions[i].NotServed || k.Versions[i].Schema != nil || k.Group == "apiregistration.k8s.io" {
+				continue // of a definition; and there is no APIService for the group of APIServices
+			}
+			seen[gv] = true
+			cfg.BuiltIn = append(cfg.BuiltIn, apiservice.Local{Group: gv.Group, Version: gv.Version,
+				GroupPriority: groupPriority(gv.Group), VersionPriority: versionPriority(gv.Group, gv.Version)})
+		}
+	}
+	return cfg
+}
+
+// startAggregation runs the loops that call aggregated servers. They have an engine of their own: nobody waits for what a server
+// elsewhere does, and its failures are not ours.
+func (c *Cluster) startAggregation(context.Context) (func(context.Context) error, string, error) {
+	engine := reconcile.NewEngine(c.client, c.log, time.Now)
+	engine.Add(apiservice.RemoteLoops(c.apiServices())...)
+	return c.run("aggregation", engine.Run), "", nil
+}
