@@ -63,6 +63,10 @@ func TestScripts(t *testing.T) {
 			"instance":   oneMore,
 			"expand":     expand,
 			"program":    program,
+			"request":    request,
+			"issued":     issued,
+			"signer":     signer,
+			"bundle":     bundleNames,
 		},
 	})
 }
