@@ -61,8 +61,10 @@ type Target struct {
 type Pool struct {
 	// Snapshot is the state in which services are looked up.
 	Snapshot func() store.Snapshot
-	// Dial opens connections to pods and URLs.
+	// Dial opens connections to pods and URLs; a plain net.Dialer if nil.
 	Dial proxy.Dial
+	// Patience is how long one pod of a service is waited for while there are others, 3 s if zero.
+	Patience time.Duration
 	// Certificate is who the API server is to backends that ask; nil for nobody.
 	Certificate func() (*tls.Certificate, error)
 
@@ -195,11 +197,18 @@ func (p *Pool) tls(t Target, u *url.URL) (*tls.Config, error) {
 	return config, nil
 }
 
+// maxAttempts is how many pods of a service are tried for one connection.
+const maxAttempts = 3
+
 // dial opens a connection to a URL's host, or to one of the ready pods of a service. Each dial looks the service up
 // anew and tries up to three of its pods.
 func (p *Pool) dial(t Target) proxy.Dial {
+	open := p.Dial
+	if open == nil {
+		open = new(net.Dialer).DialContext
+	}
 	if t.Service == nil {
-		return p.Dial
+		return open
 	}
 	service := *t.Service
 	return func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -208,14 +217,29 @@ func (p *Pool) dial(t Target) proxy.Dial {
 			return nil, err
 		}
 		rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
+		addresses = addresses[:min(len(addresses), maxAttempts)]
 		var conn net.Conn
-		for _, a := range addresses[:min(len(addresses), 3)] {
-			if conn, err = p.Dial(ctx, network, a); err == nil || ctx.Err() != nil {
+		for i, a := range addresses {
+			if conn, err = p.attempt(ctx, open, network, a, i == len(addresses)-1); err == nil || ctx.Err() != nil {
 				return conn, err
 			}
 		}
 		return nil, err
 	}
+}
+
+// attempt dials one pod. The last has all the time that is left.
+func (p *Pool) attempt(ctx context.Context, open proxy.Dial, network, address string, last bool) (net.Conn, error) {
+	if last {
+		return open(ctx, network, address)
+	}
+	patience := p.Patience
+	if patience == 0 {
+		patience = 3 * time.Second
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return open(ctx, network, address)
 }
 
 // Resolve finds the addresses ("host:port") behind a service, at least one. The errors are worded as upstream's service

@@ -7,6 +7,6 @@
 // reviews of who a user is and may do.
 //
 // Which requests concern a webhook is decided by package match. What departs from upstream stands in
-// docs/decisions/0009-webhooks-that-guard-themselves.md: the system's own writes that a webhook's backend needs pass when that
+// docs/decisions/0006-webhooks-that-guard-themselves.md: the system's own writes that a webhook's backend needs pass when that
 // backend cannot be reached.
 package webhook

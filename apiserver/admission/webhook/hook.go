@@ -115,7 +115,7 @@ func compileMutating(e *store.Entry) []*hook {
 	ids := map[string]int{}
 	for i := range c.Webhooks {
 		w := &c.Webhooks[i]
-		hooks = append(hooks, compile(c.Name, unique(c.Name, w.Name, ids), settings{
+		hooks = append(hooks, compile(c.Name, unique("mutating/"+c.Name, w.Name, ids), settings{
 			w.Name, &w.ClientConfig, w.Rules, w.FailurePolicy, w.MatchPolicy, w.NamespaceSelector, w.ObjectSelector,
 			w.SideEffects, w.TimeoutSeconds, w.AdmissionReviewVersions, w.MatchConditions, w.ReinvocationPolicy,
 		}))
@@ -129,7 +129,7 @@ func compileValidating(e *store.Entry) []*hook {
 	ids := map[string]int{}
 	for i := range c.Webhooks {
 		w := &c.Webhooks[i]
-		hooks = append(hooks, compile(c.Name, unique(c.Name, w.Name, ids), settings{
+		hooks = append(hooks, compile(c.Name, unique("validating/"+c.Name, w.Name, ids), settings{
 			w.Name, &w.ClientConfig, w.Rules, w.FailurePolicy, w.MatchPolicy, w.NamespaceSelector, w.ObjectSelector,
 			w.SideEffects, w.TimeoutSeconds, w.AdmissionReviewVersions, w.MatchConditions, nil,
 		}))
