@@ -162,6 +162,8 @@ type Subresource struct {
 	// the number of replicas if obj has none there. Rescale sets that number in an object that the caller owns.
 	Scale   func(obj Object) (scale *autoscalingv1.Scale, missing string, err error)
 	Rescale func(obj Object, replicas int32) error
+	// ReplicasPath is where that number stands (".spec.replicas", also if empty).
+	ReplicasPath string
 }
 
 // Column is one column of `kubectl get`.

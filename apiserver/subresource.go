@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"coracle.dev/coracle/api"
@@ -77,11 +78,12 @@ func (c *call) scale() error {
 	t.DryRun, t.Manager = o.dryRun, o.manager
 	t.Options = &metav1.UpdateOptions{DryRun: c.query["dryRun"], FieldManager: c.query.Get("fieldManager"), FieldValidation: c.query.Get("fieldValidation")}
 	e, _, err := c.chain.Update(c.r.Context(), t, write.Update{
+		Tracked: true,
 		Make: func(current *store.Entry) (api.Object, error) {
 			if current == nil {
 				return nil, apierrors.NewNotFound(c.kind.GroupResource(), c.info.Name)
 			}
-			return c.rescale(current.Object.(api.Object), change)
+			return c.rescaleBy(&t, current.Object.(api.Object), change)
 		},
 		View: func(obj api.Object) api.Object {
 			s, _, _ := c.scaleOf(obj)
@@ -133,6 +135,9 @@ func (c *call) scaleChange() (func(*autoscalingv1.Scale) (*autoscalingv1.Scale, 
 	p, o, err := c.readPatch(scaleKind, func() runtime.Object { return &autoscalingv1.Scale{} })
 	if err != nil {
 		return nil, o, err
+	}
+	if p.Type == types.ApplyYAMLPatchType {
+		return func(present *autoscalingv1.Scale) (*autoscalingv1.Scale, error) { return c.mergeScale(p, &o, present) }, o, nil
 	}
 	return func(present *autoscalingv1.Scale) (*autoscalingv1.Scale, error) {
 		out, err := p.Apply(present, func() ([]byte, error) {

@@ -161,7 +161,7 @@ func (d *definition) subresources(r *rules) []api.Subresource {
 		s := scale{sub.Scale}
 		out = append(out, api.Subresource{
 			Name: "scale", Type: autoscalingv1.SchemeGroupVersion.WithKind("Scale"), Verbs: verbs,
-			Versions: []string{r.version.Name}, Scale: s.show, Rescale: s.change,
+			Versions: []string{r.version.Name}, Scale: s.show, Rescale: s.change, ReplicasPath: sub.Scale.SpecReplicasPath,
 		})
 	}
 	return out
