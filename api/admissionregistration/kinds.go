@@ -1,7 +1,7 @@
 // Package admissionregistration holds the Kinds of the API group admissionregistration.k8s.io:
 // admission webhooks, and admission policies written in CEL, with their bindings.
 //
-// It checks their form. Expressions are compiled, and webhooks called, by the server.
+// It checks their form, and that expressions compile. They are evaluated, and webhooks called, by the server.
 package admissionregistration
 
 import (
@@ -161,33 +161,6 @@ func ruleResources(list []string, path *field.Path) field.ErrorList {
 	}
 	if single && plain {
 		errs = append(errs, field.Invalid(path, list, "if '*' is present, must not specify other resources without subresources"))
-	}
-	return errs
-}
-
-// maxConditions is how many match conditions there may be.
-const maxConditions = 64
-
-func matchConditions(list []admissionv1.MatchCondition, path *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	if n := len(list); n > maxConditions {
-		errs = append(errs, field.TooMany(path, n, maxConditions))
-	}
-	seen := map[string]bool{}
-	for i, c := range list {
-		p := path.Index(i)
-		if strings.TrimSpace(c.Expression) == "" {
-			errs = append(errs, field.Required(p.Child("expression"), ""))
-		}
-		if c.Name == "" {
-			errs = append(errs, field.Required(p.Child("name"), ""))
-			continue
-		}
-		errs = append(errs, validate.QualifiedNameField(c.Name, p.Child("name"))...)
-		if seen[c.Name] {
-			errs = append(errs, field.Duplicate(p.Child("name"), c.Name))
-		}
-		seen[c.Name] = true
 	}
 	return errs
 }

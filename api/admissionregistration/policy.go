@@ -9,9 +9,11 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/util/jsonpath"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/declare"
+	"coracle.dev/coracle/api/expression"
 	"coracle.dev/coracle/api/validate"
 )
 
@@ -33,8 +35,8 @@ func validatingPolicyKind() *api.Kind {
 		Strategy: api.Strategy{
 			PrepareCreate:  api.On(func(p policy) { p.Status = admissionv1.ValidatingAdmissionPolicyStatus{} }),
 			PrepareUpdate:  api.OnUpdate(func(p, old policy) { p.Status = old.Status }),
-			Validate:       api.Checks(validatingPolicy),
-			ValidateUpdate: api.ChecksUpdate(func(p, _ policy) field.ErrorList { return validatingPolicy(p) }),
+			Validate:       api.Checks(func(p policy) field.ErrorList { return checkValidatingPolicy(p, nil) }),
+			ValidateUpdate: api.ChecksUpdate(func(p, old policy) field.ErrorList { return checkValidatingPolicy(p, old) }),
 			Warnings:       nameWarnings,
 		},
 		Desired: func(o, p api.Object) bool { return changed(o.(policy).Spec, p.(policy).Spec) },
@@ -72,16 +74,24 @@ func policyStatus(s *admissionv1.ValidatingAdmissionPolicyStatus) field.ErrorLis
 		if w.Warning == "" {
 			errs = append(errs, field.Required(p.Child("warning"), ""))
 		}
-		if strings.TrimSpace(w.FieldRef) == "" {
-			errs = append(errs, field.Required(p.Child("fieldRef"), ""))
-		}
+		errs = append(errs, fieldRef(strings.TrimSpace(w.FieldRef), p.Child("fieldRef"))...)
 	}
 	return errs
 }
 
-// common checks what policies of both kinds have.
-func common(failure *admissionv1.FailurePolicyType, kind *admissionv1.ParamKind, match *admissionv1.MatchResources,
-	conditions []admissionv1.MatchCondition, variables []admissionv1.Variable, path *field.Path) field.ErrorList {
+// fieldRef checks a JSON path without its braces.
+func fieldRef(ref string, path *field.Path) field.ErrorList {
+	if ref == "" {
+		return field.ErrorList{field.Required(path, "")}
+	}
+	if err := jsonpath.New("spec").Parse("{" + ref + "}"); err != nil {
+		return field.ErrorList{field.Invalid(path, ref, fmt.Sprintf("invalid JSONPath: %v", err))}
+	}
+	return nil
+}
+
+// common checks what policies of both kinds have, up to their match conditions.
+func common(failure *admissionv1.FailurePolicyType, kind *admissionv1.ParamKind, match *admissionv1.MatchResources, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if failure == nil {
 		errs = append(errs, field.Required(path.Child("failurePolicy"), ""))
@@ -99,23 +109,32 @@ func common(failure *admissionv1.FailurePolicyType, kind *admissionv1.ParamKind,
 			errs = append(errs, field.Required(path.Child("matchConstraints", "resourceRules"), ""))
 		}
 	}
-	errs = append(errs, matchConditions(conditions, path.Child("matchConditions"))...)
-	for i := range variables {
-		errs = append(errs, variable(&variables[i], path.Child("variables").Index(i))...)
-	}
 	return errs
 }
 
-func validatingPolicy(p *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
+// checkValidatingPolicy checks a policy, on update beside the one that it replaces.
+func checkValidatingPolicy(p, old *admissionv1.ValidatingAdmissionPolicy) field.ErrorList {
 	path := field.NewPath("spec")
 	s := &p.Spec
-	errs := common(s.FailurePolicy, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, path)
+	x := expressions{params: s.ParamKind != nil}
+	keep := false
+	if old != nil {
+		x.stored = validatingTexts(&old.Spec)
+		keep = !changed(s.ParamKind, old.Spec.ParamKind) && !changed(s.MatchConditions, old.Spec.MatchConditions)
+	}
+	errs := common(s.FailurePolicy, s.ParamKind, s.MatchConstraints, path)
+	if !keep {
+		errs = append(errs, x.conditions(s.MatchConditions, path.Child("matchConditions"))...)
+	}
+	for i := range s.Variables {
+		errs = append(errs, x.variable(&s.Variables[i], path.Child("variables").Index(i))...)
+	}
 	if len(s.Validations) == 0 && len(s.AuditAnnotations) == 0 {
 		const needed = "validations or auditAnnotations must contain at least one item"
 		return append(errs, field.Required(path.Child("validations"), needed), field.Required(path.Child("auditAnnotations"), needed))
 	}
 	for i := range s.Validations {
-		errs = append(errs, validation(&s.Validations[i], path.Child("validations").Index(i))...)
+		errs = append(errs, x.validation(&s.Validations[i], path.Child("validations").Index(i))...)
 	}
 	annotations := path.Child("auditAnnotations")
 	if len(s.AuditAnnotations) > maxAnnotations {
@@ -124,7 +143,7 @@ func validatingPolicy(p *admissionv1.ValidatingAdmissionPolicy) field.ErrorList 
 	keys := map[string]bool{}
 	for i := range s.AuditAnnotations {
 		a := &s.AuditAnnotations[i]
-		errs = append(errs, auditAnnotation(p.Name, a, annotations.Index(i))...)
+		errs = append(errs, x.auditAnnotation(p.Name, a, annotations.Index(i))...)
 		if keys[a.Key] {
 			errs = append(errs, field.Duplicate(annotations.Index(i).Child("key"), a.Key))
 		}
@@ -133,7 +152,7 @@ func validatingPolicy(p *admissionv1.ValidatingAdmissionPolicy) field.ErrorList 
 	return errs
 }
 
-func auditAnnotation(policy string, a *admissionv1.AuditAnnotation, path *field.Path) field.ErrorList {
+func (x *expressions) auditAnnotation(policy string, a *admissionv1.AuditAnnotation, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if policy == "" {
 		errs = append(errs, field.Invalid(path.Child("key"), a.Key, "requires metadata.name be non-empty"))
@@ -146,17 +165,28 @@ func auditAnnotation(policy string, a *admissionv1.AuditAnnotation, path *field.
 		errs = append(errs, field.Required(p, "valueExpression is not specified"))
 	case len(text) > maxValueExpression:
 		errs = append(errs, field.Required(p, fmt.Sprintf("must not exceed %d bytes in length", maxValueExpression)))
+	default:
+		e := x.compiler.Compile(text, expression.StringOrNull, x.options(a.ValueExpression))
+		errs = append(errs, problem(e, a.ValueExpression, p)...)
 	}
 	return errs
 }
 
-func validation(v *admissionv1.Validation, path *field.Path) field.ErrorList {
+func (x *expressions) validation(v *admissionv1.Validation, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if strings.TrimSpace(v.Expression) == "" {
 		errs = append(errs, field.Required(path.Child("expression"), "expression is not specified"))
+	} else {
+		errs = append(errs, x.check(v.Expression, expression.Bool, path.Child("expression"))...)
 	}
-	if v.MessageExpression != "" && strings.TrimSpace(v.MessageExpression) == "" {
-		errs = append(errs, field.Invalid(path.Child("messageExpression"), v.MessageExpression, "must be non-empty if specified"))
+	switch p := path.Child("messageExpression"); {
+	case v.MessageExpression == "":
+	case strings.TrimSpace(v.MessageExpression) == "":
+		errs = append(errs, field.Invalid(p, v.MessageExpression, "must be non-empty if specified"))
+	default:
+		o := x.options(v.MessageExpression)
+		o.Authorizer = false
+		errs = append(errs, problem(x.compiler.Compile(v.MessageExpression, expression.String, o), v.MessageExpression, p)...)
 	}
 	switch text := strings.TrimSpace(v.Message); {
 	case v.Message != "" && text == "":
@@ -179,7 +209,7 @@ var reserved = []string{
 	"let", "loop", "package", "namespace", "return", "var", "void", "while",
 }
 
-func variable(v *admissionv1.Variable, path *field.Path) field.ErrorList {
+func (x *expressions) variable(v *admissionv1.Variable, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	switch {
 	case strings.TrimSpace(v.Name) == "":
@@ -188,9 +218,10 @@ func variable(v *admissionv1.Variable, path *field.Path) field.ErrorList {
 		errs = append(errs, field.Invalid(path.Child("name"), v.Name, "must be a valid CEL identifier"))
 	}
 	if strings.TrimSpace(v.Expression) == "" {
-		errs = append(errs, field.Required(path.Child("expression"), "expression is not specified"))
+		return append(errs, field.Required(path.Child("expression"), "expression is not specified"))
 	}
-	return errs
+	e := x.compiler.Variable(v.Name, v.Expression, x.options(v.Expression))
+	return append(errs, problem(e, v.Expression, path.Child("expression"))...)
 }
 
 func paramKind(k *admissionv1.ParamKind, path *field.Path) field.ErrorList {
@@ -277,8 +308,8 @@ func mutatingPolicyKind() *api.Kind {
 			defaultMatch(p.Spec.MatchConstraints)
 		}),
 		Strategy: api.Strategy{
-			Validate:       api.Checks(func(p policy) field.ErrorList { return mutatingPolicy(&p.Spec) }),
-			ValidateUpdate: api.ChecksUpdate(func(p, _ policy) field.ErrorList { return mutatingPolicy(&p.Spec) }),
+			Validate:       api.Checks(func(p policy) field.ErrorList { return checkMutatingPolicy(&p.Spec, nil) }),
+			ValidateUpdate: api.ChecksUpdate(func(p, old policy) field.ErrorList { return checkMutatingPolicy(&p.Spec, &old.Spec) }),
 			Warnings:       nameWarnings,
 		},
 		Desired: func(o, p api.Object) bool { return changed(o.(policy).Spec, p.(policy).Spec) },
@@ -291,15 +322,29 @@ func mutatingPolicyKind() *api.Kind {
 	}
 }
 
-func mutatingPolicy(s *admissionv1.MutatingAdmissionPolicySpec) field.ErrorList {
+// checkMutatingPolicy checks a policy, on update (old is not nil) beside the one that it replaces.
+func checkMutatingPolicy(s, old *admissionv1.MutatingAdmissionPolicySpec) field.ErrorList {
 	path := field.NewPath("spec")
-	errs := common(s.FailurePolicy, s.ParamKind, s.MatchConstraints, s.MatchConditions, s.Variables, path)
+	x := expressions{params: s.ParamKind != nil}
+	keep := false
+	if old != nil {
+		x.stored = mutatingTexts(old)
+		keep = !changed(s.ParamKind, old.ParamKind) && !changed(s.MatchConditions, old.MatchConditions)
+	}
+	errs := common(s.FailurePolicy, s.ParamKind, s.MatchConstraints, path)
 	errs = append(errs, mutatedOperations(s.MatchConstraints, path.Child("matchConstraints"))...)
+	if !keep {
+		errs = append(errs, x.conditions(s.MatchConditions, path.Child("matchConditions"))...)
+	}
+	x.compiler.Compose()
+	for i := range s.Variables {
+		errs = append(errs, x.variable(&s.Variables[i], path.Child("variables").Index(i))...)
+	}
 	if len(s.Mutations) == 0 {
 		errs = append(errs, field.Required(path.Child("mutations"), "mutations must contain at least one item"))
 	}
 	for i := range s.Mutations {
-		errs = append(errs, mutation(&s.Mutations[i], path.Child("mutations").Index(i))...)
+		errs = append(errs, x.mutation(&s.Mutations[i], path.Child("mutations").Index(i))...)
 	}
 	return append(errs, validate.RequiredOneOf(s.ReinvocationPolicy, path.Child("reinvocationPolicy"),
 		admissionv1.IfNeededReinvocationPolicy, admissionv1.NeverReinvocationPolicy)...)
@@ -320,20 +365,26 @@ func mutatedOperations(m *admissionv1.MatchResources, path *field.Path) field.Er
 	return errs
 }
 
-func mutation(m *admissionv1.Mutation, path *field.Path) field.ErrorList {
+func (x *expressions) mutation(m *admissionv1.Mutation, path *field.Path) field.ErrorList {
 	if errs := validate.RequiredOneOf(m.PatchType, path.Child("patchType"), admissionv1.PatchTypeApplyConfiguration, admissionv1.PatchTypeJSONPatch); len(errs) > 0 {
 		return errs
 	}
 	var errs field.ErrorList
-	check := func(kind admissionv1.PatchType, name string, present bool, expression string) {
+	check := func(kind admissionv1.PatchType, name string, present bool, text string, want expression.Result) {
 		p := path.Child(name)
+		trimmed := strings.TrimSpace(text)
 		switch {
 		case kind != m.PatchType && present:
 			errs = append(errs, field.Invalid(p, "{"+name+"}", fmt.Sprintf("must not be specified when patchType is %s", m.PatchType)))
-		case kind == m.PatchType && !present:
+		case kind != m.PatchType:
+		case !present:
 			errs = append(errs, field.Required(p, fmt.Sprintf("must be specified when patchType is %s", m.PatchType)))
-		case kind == m.PatchType && strings.TrimSpace(expression) == "":
+		case trimmed == "":
 			errs = append(errs, field.Required(p.Child("expression"), ""))
+		default:
+			o := x.options(text)
+			o.Patch = true
+			errs = append(errs, problem(x.compiler.Compile(trimmed, want, o), trimmed, p.Child("expression"))...)
 		}
 	}
 	var apply, patch string
@@ -343,7 +394,7 @@ func mutation(m *admissionv1.Mutation, path *field.Path) field.ErrorList {
 	if m.JSONPatch != nil {
 		patch = m.JSONPatch.Expression
 	}
-	check(admissionv1.PatchTypeApplyConfiguration, "applyConfiguration", m.ApplyConfiguration != nil, apply)
-	check(admissionv1.PatchTypeJSONPatch, "jsonPatch", m.JSONPatch != nil, patch)
+	check(admissionv1.PatchTypeApplyConfiguration, "applyConfiguration", m.ApplyConfiguration != nil, apply, expression.Configuration)
+	check(admissionv1.PatchTypeJSONPatch, "jsonPatch", m.JSONPatch != nil, patch, expression.Patch)
 	return errs
 }

@@ -131,10 +131,11 @@ func defaultHook(h hook) {
 // lenience is what an update may keep because every old webhook, or one of them, had it.
 type lenience struct {
 	effects, versions, names bool
+	expressions              texts
 }
 
 func lenienceOf(old []hook) lenience {
-	var l lenience
+	l := lenience{expressions: hookTexts(old)}
 	names := map[string]bool{}
 	for _, h := range old {
 		l.effects = l.effects || h.sideEffects == nil || !slices.Contains(noEffects, *h.sideEffects)
@@ -161,9 +162,14 @@ func checkHooks(hooks, old []hook) field.ErrorList {
 	l := lenienceOf(old)
 	var errs field.ErrorList
 	names := map[string]bool{}
+	keep := keepsConditions(hooks, old)
 	for i, h := range hooks {
 		path := field.NewPath("webhooks").Index(i)
 		errs = append(errs, h.check(l, path)...)
+		if !keep {
+			x := expressions{stored: l.expressions}
+			errs = append(errs, x.conditions(h.conditions, path.Child("matchConditions"))...)
+		}
 		errs = append(errs, checkReviewVersions(h.reviewVersions, l.versions, path.Child("admissionReviewVersions"))...)
 		if names[h.name] && h.name != "" && !l.names {
 			errs = append(errs, field.Duplicate(path.Child("name"), h.name))
@@ -209,8 +215,7 @@ func (h hook) check(l lenience, path *field.Path) field.ErrorList {
 	if s := h.client.Service; s != nil {
 		client.Service = &webhook.Service{Namespace: s.Namespace, Name: s.Name, Path: s.Path, Port: s.Port}
 	}
-	errs = append(errs, client.Check(path.Child("clientConfig"))...)
-	return append(errs, matchConditions(h.conditions, path.Child("matchConditions"))...)
+	return append(errs, client.Check(path.Child("clientConfig"))...)
 }
 
 func checkReviewVersions(versions []string, lenient bool, path *field.Path) field.ErrorList {

@@ -4,51 +4,78 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/google/cel-go/cel"
+	apicel "k8s.io/apiserver/pkg/cel"
 )
 
-func TestMem(t *testing.T) {
-	heap := func() uint64 {
+func TestEqualExpressionsAreOne(t *testing.T) {
+	var a, b Compiler
+	o := Options{Authorizer: true}
+	x, y := a.Compile("object.a == 1", Bool, o), b.Compile("object.a == 1", Bool, o)
+	if x != y {
+		t.Error("compiled twice")
+	}
+	if z := b.Compile("object.a == 1", Bool, Options{}); z == x {
+		t.Error("options make no difference")
+	}
+	a.Variable("v", "1", o)
+	if a.Compile("object.a == 1", Bool, o) == x {
+		t.Error("an expression that knows variables is that which knows none")
+	}
+}
+
+// TestUnusedExpressionsGo: nothing is kept of expressions that nobody uses.
+func TestUnusedExpressionsGo(t *testing.T) {
+	func() {
+		var c Compiler
+		for i := range 20 {
+			if e := c.Compile("object.spec.unused == "+strings.Repeat("1", i+1), Bool, Options{Params: true}); e.Err != nil && i < 18 {
+				t.Fatal(e.Err)
+			}
+		}
+	}()
+	for end := time.Now().Add(10 * time.Second); Interned() > 0; runtime.Gosched() {
 		runtime.GC()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
+		if time.Now().After(end) {
+			t.Fatalf("%d expressions are kept", Interned())
+		}
 	}
-	h0 := heap()
-	Base(true)
-	h1 := heap()
-	t.Logf("base: %d KB", (h1-h0)/1024)
-	var c Compiler
-	e := c.Compile("object.spec.replicas <= 5", Bool, Options{Authorizer: true, Stored: true})
-	h2 := heap()
-	t.Logf("first: %d KB", (h2-h1)/1024)
-	var keep []*Expression
-	for i := 0; i < 10; i++ {
-		keep = append(keep, c.Compile("object.spec.replicas <= 5"+strings.Repeat("0", i+1), Bool, Options{Authorizer: true, Stored: true}))
+}
+
+func TestTyped(t *testing.T) {
+	object := apicel.NewObjectType("Boat", map[string]*apicel.DeclField{"size": apicel.NewDeclField("size", apicel.IntType, true, nil, nil)})
+	env, err := Typed(object, nil, true)
+	if err != nil {
+		t.Fatal(err)
 	}
-	h3 := heap()
-	t.Logf("each: %d KB", (h3-h2)/10240)
-	var cs []*Compiler
-	for i := 0; i < 10; i++ {
-		d := &Compiler{}
-		d.Variable("x", "1", Options{Authorizer: true, Stored: true})
-		keep = append(keep, d.Compile("variables.x == 1", Bool, Options{Authorizer: true, Stored: true}))
-		cs = append(cs, d)
+	for text, ok := range map[string]bool{
+		"object.size == 1": true, "object.length == 1": false, "oldObject.size == 'a'": false, "params.anything == 1": true,
+		"request.operation == 'CREATE'": true, "namespaceObject.metadata.labels.a == 'b'": true, "authorizer.path('/').check('get').allowed()": true,
+	} {
+		if _, issues := env.Compile(text); (issues == nil) != ok {
+			t.Errorf("%s: %v", text, issues)
+		}
 	}
-	h4 := heap()
-	t.Logf("with variables: %d KB", (h4-h3)/10240)
-	runtime.KeepAlive(cs)
-	runtime.KeepAlive(keep)
-	runtime.KeepAlive(e)
-	keep, cs, e = nil, nil, nil
-	h5 := heap()
-	t.Logf("dropped: %d KB interned %d", int(h5-h1)/1024, Interned())
+}
+
+func TestDeclared(t *testing.T) {
+	for _, typ := range []*cel.Type{cel.IntType, cel.StringType, cel.ListType(cel.IntType), cel.MapType(cel.StringType, cel.BoolType)} {
+		if got := declared(typ).CelType(); !got.IsExactType(typ) {
+			t.Errorf("%v became %v", typ, got)
+		}
+	}
+	if declared(nil) != apicel.DynType {
+		t.Error("an unknown type is not any type")
+	}
 }
 
 func BenchmarkCompile(b *testing.B) {
-	var c Compiler
-	c.Compile("true", Bool, Options{})
-	env, _ := environmentOf(Options{})
+	env, err := environmentOf(Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
 	b.ReportAllocs()
 	for b.Loop() {
 		compile(env, "object.spec.replicas <= 5", Bool)

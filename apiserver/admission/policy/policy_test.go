@@ -183,9 +183,9 @@ func TestValidating(t *testing.T) {
 		{"message", []string{policy("  validations: [{expression: object.spec.replicas <= 4, message: too many}]"), binding(deny)}, denied + "too many"},
 		{"message expression", []string{policy("  validations: [{expression: object.spec.replicas <= 4, message: too many, messageExpression: \"'only ' + string(object.spec.replicas - 1)\"}]"), binding(deny)},
 			denied + "only 4"},
-		{"message expression fails", []string{policy("  validations: [{expression: object.spec.replicas <= 4, message: too many, messageExpression: object.spec.nothing}]"), binding(deny)},
+		{"message expression fails", []string{policy("  validations: [{expression: object.spec.replicas <= 4, message: too many, messageExpression: string(object.spec.nothing)}]"), binding(deny)},
 			denied + "too many"},
-		{"two lines", []string{policy("  validations: [{expression: object.spec.replicas <= 4, messageExpression: \"'a\\nb'\"}]"), binding(deny)},
+		{"two lines", []string{policy("  validations: [{expression: object.spec.replicas <= 4, messageExpression: \"'a\\\\nb'\"}]"), binding(deny)},
 			denied + "failed expression: object.spec.replicas <= 4"},
 		{"no binding", []string{policy("  validations: [{expression: 'false'}]")}, ""},
 		{"warn", []string{policy("  validations: [{expression: 'false'}]"), binding("  validationActions: [Warn]\n")}, ""},
@@ -441,6 +441,35 @@ func TestReinvocation(t *testing.T) {
 			t.Errorf("%d replicas, want %d; labels %v", *d.Spec.Replicas, tt.want, d.Labels)
 		}
 	}
+}
+
+func TestAccess(t *testing.T) {
+	e := start(t, policy("  paramKind: {apiVersion: v1, kind: ConfigMap}\n  validations: [{expression: 'true'}]"))
+	ask := func(manifest, resource string, want string) {
+		t.Helper()
+		obj := e.Registry.ByName(resource + "." + admissionregistrationv1.GroupName)
+		r := &admission.Request{Operation: admission.Create, Kind: obj, Object: obj.Hub().New().(api.Object), Snapshot: e.Store.Snapshot(), User: client.User{Name: "bob", Groups: []string{"g"}}}
+		if err := yaml.Unmarshal([]byte(manifest), r.Object); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.policies.validate(context.Background(), r); text(err) != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+		r.Local = true
+		if err := e.policies.validate(context.Background(), r); err != nil {
+			t.Errorf("a part of this program: %v", err)
+		}
+		r.Local, r.User.Name = false, "admin"
+		if err := e.policies.validate(context.Background(), r); err != nil {
+			t.Errorf("who may: %v", err)
+		}
+	}
+	ask(policy("  paramKind: {apiVersion: v1, kind: ConfigMap}"), "validatingadmissionpolicies",
+		`ValidatingAdmissionPolicy.admissionregistration.k8s.io "p" is invalid: spec.paramKind: Forbidden: user &{bob  [g] map[]} must have "get" permission on all objects of the referenced paramKind (kind=ConfigMap, apiVersion=v1)`)
+	ask(binding("  paramRef: {name: x}"), "validatingadmissionpolicybindings",
+		`ValidatingAdmissionPolicyBinding.admissionregistration.k8s.io "b" is invalid: spec.paramRef: Forbidden: user &{bob  [g] map[]} does not have "get" permission on the object referenced by paramRef`)
+	ask(strings.Replace(binding("  paramRef: {selector: {}}"), "policyName: p", "policyName: q", 1), "validatingadmissionpolicybindings",
+		`ValidatingAdmissionPolicyBinding.admissionregistration.k8s.io "b" is invalid: spec.paramRef: Forbidden: unable to get policy q to determine minimum required permissions and user &{bob  [g] map[]} does not have "list" permission for all groups, versions and resources`)
 }
 
 func BenchmarkCreate(b *testing.B) {

@@ -218,10 +218,10 @@ type denial struct {
 
 type validatingCase = concerned[*admissionregistrationv1.ValidatingAdmissionPolicy, *admissionregistrationv1.ValidatingAdmissionPolicyBinding, *validator]
 
-// validate is the plug-in ValidatingAdmissionPolicy.
+// validate is the plug-in ValidatingAdmissionPolicy. Of policies and bindings themselves it asks who may write them.
 func (p *Policies) validate(ctx context.Context, r *admission.Request) error {
 	if exempt(r) {
-		return nil
+		return p.access(ctx, r)
 	}
 	found := p.validating.find(ctx, p, r)
 	if len(found) == 0 {
