@@ -509,3 +509,21 @@ func BenchmarkV2With20(b *testing.B) {
 		compress(data)
 	}
 }
+
+// TestAccepts holds the media types of clients of all ages to the form that they are sent.
+func TestAccepts(t *testing.T) {
+	for accept, want := range map[string]bool{
+		"application/com.github.proto-openapi.spec.v2@v1.0+protobuf":                   true,
+		"application/com.github.proto-openapi.spec.v2.v1.0+protobuf;q=0.9":             true,
+		"application/yaml, application/com.github.proto-openapi.spec.v2@v1.0+protobuf": true,
+		"application/json, application/com.github.proto-openapi.spec.v2.v1.0+protobuf": false,
+		"*/*": false,
+		"":    false,
+	} {
+		r := httptest.NewRequest("GET", "/openapi/v2", nil)
+		r.Header.Set("Accept", accept)
+		if have := accepts(r, protobufV2, protobufV2b); have != want {
+			t.Errorf("Accept %q: protobuf is %v, want %v", accept, have, want)
+		}
+	}
+}

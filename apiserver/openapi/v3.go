@@ -2,7 +2,6 @@ package openapi
 
 import (
 	"encoding/json"
-	"mime"
 	"net/http"
 	"path"
 	"strings"
@@ -136,13 +135,12 @@ func toProtobufV3(compressed []byte) ([]byte, error) {
 	return compress(data), nil
 }
 
-// accepts tells whether the first media type that the client takes, of those that are offered here, is one of media.
+// accepts tells whether the first media type that the client takes, of those that are offered here, is one of media. Names are
+// compared as text: the one with "@" that older clients send is no media type by RFC 9110, and no parser takes it.
 func accepts(r *http.Request, media ...string) bool {
 	for _, part := range strings.Split(strings.Join(r.Header["Accept"], ","), ",") {
-		got, _, err := mime.ParseMediaType(part)
-		if err != nil {
-			continue
-		}
+		got, _, _ := strings.Cut(part, ";")
+		got = strings.ToLower(strings.TrimSpace(got))
 		for _, m := range media {
 			if got == m {
 				return true
