@@ -1,7 +1,7 @@
 // Package apiextensions holds the Kind of the API group apiextensions.k8s.io: custom resource definitions.
 //
-// It checks names, versions, columns and conversion. Schemas and their CEL rules are
-// checked where they are compiled, and a definition becomes a Kind of its own there.
+// It checks all of a definition: names, versions, columns, conversion, and schemas with their defaults and CEL rules. How a
+// definition becomes a Kind of its own is not its matter (apiserver/custom).
 package apiextensions
 
 import (
@@ -12,9 +12,12 @@ import (
 	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apiextensions-apiserver/pkg/apiserver/validation"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/apiserver/pkg/cel/environment"
+	kubespec "k8s.io/kube-openapi/pkg/validation/spec"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/declare"
@@ -51,7 +54,10 @@ func definitionKind() *api.Kind {
 			ValidateUpdate: api.ChecksUpdate(func(d, old definition) field.ErrorList {
 				return append(check(d, old), sameNames(d, old)...)
 			}),
-			Warnings: func(o, _ api.Object) []string { return setWarnings(o.(definition)) },
+			Warnings: func(o, p api.Object) []string {
+				old, _ := p.(definition)
+				return warnings(o.(definition), old)
+			},
 		},
 		Desired: func(o, p api.Object) bool {
 			return !equality.Semantic.DeepEqual(o.(definition).Spec, p.(definition).Spec)
@@ -126,59 +132,51 @@ func Established(d *apiextensionsv1.CustomResourceDefinition) bool {
 	return false
 }
 
-// setWarnings names lists that declare themselves sets of what cannot be compared.
-func setWarnings(d *apiextensionsv1.CustomResourceDefinition) []string {
-	found := map[string]bool{}
-	for i := range d.Spec.Versions {
-		if s := d.Spec.Versions[i].Schema; s != nil && s.OpenAPIV3Schema != nil {
-			walk(s.OpenAPIV3Schema, func(s *apiextensionsv1.JSONSchemaProps) {
-				if s.XListType == nil || *s.XListType != "set" || s.Items == nil || s.Items.Schema == nil {
-					return
-				}
-				if t := s.Items.Schema.Type; t == "object" || t == "array" {
-					found[fmt.Sprintf("x-kubernetes-list-type: set for items of type %q is not supported by server-side apply or CEL validation rules", t)] = true
-				}
-			})
+// warnings name formats that nobody checks, and lists that declare themselves sets of what cannot be compared; of an update
+// only what it brings.
+func warnings(d, old *apiextensionsv1.CustomResourceDefinition) []string {
+	formats, sets := peculiarities(d)
+	oldFormats, oldSets := map[string]bool{}, map[string]bool{}
+	if old != nil {
+		oldFormats, oldSets = peculiarities(old)
+	}
+	var out []string
+	for _, f := range sorted(formats) {
+		if !oldFormats[f] {
+			out = append(out, fmt.Sprintf("unrecognized format %q", f))
 		}
 	}
-	var warnings []string
-	for w := range found {
-		warnings = append(warnings, w)
+	for _, t := range sorted(sets) {
+		if !oldSets[t] {
+			out = append(out, fmt.Sprintf("x-kubernetes-list-type: set for items of type %q is not supported by server-side apply or CEL validation rules", t))
+		}
 	}
-	slices.Sort(warnings)
-	return warnings
+	return out
 }
 
-// walk visits a schema and those inside it.
-func walk(s *apiextensionsv1.JSONSchemaProps, visit func(*apiextensionsv1.JSONSchemaProps)) {
-	if s == nil {
-		return
+// peculiarities are the unknown formats in a definition's schemas, and the item types of sets that are no scalars.
+func peculiarities(d *apiextensionsv1.CustomResourceDefinition) (formats, sets map[string]bool) {
+	formats, sets = map[string]bool{}, map[string]bool{}
+	s, err := internal(&d.Spec)
+	if err != nil {
+		return formats, sets
 	}
-	visit(s)
-	each := func(list []apiextensionsv1.JSONSchemaProps) {
-		for i := range list {
-			walk(&list[i], visit)
+	version := environment.DefaultCompatibilityVersion()
+	anySchema(s, func(p *props) bool {
+		if p.Format != "" {
+			one := &kubespec.Schema{SchemaProps: kubespec.SchemaProps{Format: p.Format, Type: []string{p.Type}}}
+			for _, f := range validation.GetUnrecognizedFormats(one, version) {
+				formats[f] = true
+			}
 		}
-	}
-	for _, m := range []map[string]apiextensionsv1.JSONSchemaProps{s.Properties, s.PatternProperties, s.Definitions} {
-		for _, p := range m {
-			walk(&p, visit)
+		if p.XListType != nil && *p.XListType == "set" && p.Items != nil && p.Items.Schema != nil {
+			if t := p.Items.Schema.Type; t == "object" || t == "array" {
+				sets[t] = true
+			}
 		}
-	}
-	if s.Items != nil {
-		walk(s.Items.Schema, visit)
-		each(s.Items.JSONSchemas)
-	}
-	each(s.AllOf)
-	each(s.AnyOf)
-	each(s.OneOf)
-	walk(s.Not, visit)
-	if s.AdditionalProperties != nil {
-		walk(s.AdditionalProperties.Schema, visit)
-	}
-	if s.AdditionalItems != nil {
-		walk(s.AdditionalItems.Schema, visit)
-	}
+		return false
+	})
+	return formats, sets
 }
 
 func columns() []api.Column {

@@ -6,9 +6,13 @@ import (
 	"strings"
 	"unicode"
 
+	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	structural "k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
+	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel"
 	content "k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/client-go/util/cert"
 
 	"coracle.dev/coracle/api/validate"
 	"coracle.dev/coracle/api/webhook"
@@ -22,6 +26,16 @@ var (
 	reviewVersions = []string{"v1", "v1beta1"}
 )
 
+// spec is a specification as it is checked: what all versions share stands in it once, as upstream's errors name it
+// ("spec.validation", not "spec.versions[0].schema").
+type spec = apiextensions.CustomResourceDefinitionSpec
+
+// internal gives a specification in that form.
+func internal(s *apiextensionsv1.CustomResourceDefinitionSpec) (*spec, error) {
+	out := &spec{}
+	return out, apiextensionsv1.Convert_v1_CustomResourceDefinitionSpec_To_apiextensions_CustomResourceDefinitionSpec(s, out, nil)
+}
+
 // invalid is one error for all that is wrong with a value.
 func invalid(path *field.Path, value string, messages []string, prefix string) field.ErrorList {
 	if len(messages) == 0 {
@@ -33,7 +47,11 @@ func invalid(path *field.Path, value string, messages []string, prefix string) f
 // check holds a definition to its rules; old is nil on create.
 func check(d, old *apiextensionsv1.CustomResourceDefinition) field.ErrorList {
 	path := field.NewPath("spec")
-	s := &d.Spec
+	s, err := internal(&d.Spec)
+	if err != nil {
+		return field.ErrorList{field.Invalid(path, "", err.Error())}
+	}
+	c := newChecker(d, old)
 	var errs field.ErrorList
 	if old == nil && d.Name != s.Names.Plural+"."+s.Group {
 		errs = append(errs, field.Invalid(field.NewPath("metadata", "name"), d.Name, `must be spec.names.plural+"."+spec.group`))
@@ -46,8 +64,8 @@ func check(d, old *apiextensionsv1.CustomResourceDefinition) field.ErrorList {
 	case !strings.Contains(s.Group, "."):
 		errs = append(errs, field.Invalid(path.Child("group"), s.Group, "should be a domain with at least one dot"))
 	}
-	errs = append(errs, validate.RequiredOneOf(s.Scope, path.Child("scope"), apiextensionsv1.ClusterScoped, apiextensionsv1.NamespaceScoped)...)
-	errs = append(errs, versions(s, path.Child("versions"))...)
+	errs = append(errs, validate.RequiredOneOf(s.Scope, path.Child("scope"), apiextensions.ClusterScoped, apiextensions.NamespaceScoped)...)
+	errs = append(errs, c.versions(s, path)...)
 	for _, f := range []struct{ name, value string }{
 		{"plural", s.Names.Plural}, {"singular", s.Names.Singular}, {"kind", s.Names.Kind}, {"listKind", s.Names.ListKind},
 	} {
@@ -55,21 +73,45 @@ func check(d, old *apiextensionsv1.CustomResourceDefinition) field.ErrorList {
 			errs = append(errs, field.Required(path.Child("names", f.name), ""))
 		}
 	}
-	errs = append(errs, names(&s.Names, path.Child("names"))...)
-	if s.PreserveUnknownFields && (old == nil || !old.Spec.PreserveUnknownFields) {
-		errs = append(errs, field.Invalid(path.Child("preserveUnknownFields"), true,
-			"cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"))
-	}
+	errs = append(errs, names(&d.Spec.Names, path.Child("names"))...)
+	errs = append(errs, c.shared(s, path)...)
 	if s.Conversion != nil {
-		if s.Conversion.Strategy != apiextensionsv1.NoneConverter && s.PreserveUnknownFields {
+		if d.Spec.Conversion.Strategy != apiextensionsv1.NoneConverter && d.Spec.PreserveUnknownFields {
 			errs = append(errs, field.Invalid(path.Child("conversion", "strategy"), s.Conversion.Strategy, "must be None if spec.preserveUnknownFields is true"))
 		}
-		errs = append(errs, conversion(s.Conversion, path.Child("conversion"))...)
+		errs = append(errs, c.conversion(d.Spec.Conversion, path.Child("conversion"))...)
 	}
 	errs = append(errs, names(&d.Status.AcceptedNames, field.NewPath("status", "acceptedNames"))...)
 	errs = append(errs, storedVersions(d)...)
-	return append(errs, checkApproval(d, old)...)
+	errs = append(errs, checkApproval(d, old)...)
+	if d.Spec.PreserveUnknownFields && (old == nil || !old.Spec.PreserveUnknownFields) {
+		errs = append(errs, field.Invalid(path.Child("preserveUnknownFields"), true,
+			"cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"))
+	}
+	return errs
 }
+
+// shared checks what all versions have in common.
+func (c *checker) shared(s *spec, path *field.Path) field.ErrorList {
+	status := hasStatus(s.Subresources)
+	for i := range s.Versions {
+		status = status || hasStatus(s.Versions[i].Subresources)
+	}
+	errs := c.validation(s.Validation, status, s.Version, path.Child("validation"))
+	errs = append(errs, subresources(s.Subresources, path.Child("subresources"))...)
+	for i := range s.AdditionalPrinterColumns {
+		errs = append(errs, column(&s.AdditionalPrinterColumns[i], path.Child("additionalPrinterColumns").Index(i))...)
+	}
+	if len(s.SelectableFields) > 0 {
+		if s.Validation == nil {
+			return append(errs, field.Invalid(path.Child("selectableFields"), "", "may only be set when validations.schema is included"))
+		}
+		errs = append(errs, c.selectable(s.SelectableFields, s.Validation.OpenAPIV3Schema, "", path)...)
+	}
+	return errs
+}
+
+func hasStatus(s *apiextensions.CustomResourceSubresources) bool { return s != nil && s.Status != nil }
 
 func names(n *apiextensionsv1.CustomResourceDefinitionNames, path *field.Path) field.ErrorList {
 	const mixed = "may have mixed case, but should otherwise match: "
@@ -100,12 +142,12 @@ func names(n *apiextensionsv1.CustomResourceDefinitionNames, path *field.Path) f
 	return errs
 }
 
-func versions(s *apiextensionsv1.CustomResourceDefinitionSpec, path *field.Path) field.ErrorList {
-	var errs field.ErrorList
-	for i := range s.Versions {
-		if v := &s.Versions[i]; v.Schema == nil || v.Schema.OpenAPIV3Schema == nil {
-			errs = append(errs, field.Required(path.Index(i).Child("schema", "openAPIV3Schema"), ""))
-		}
+// versions checks the versions one by one and together.
+func (c *checker) versions(s *spec, top *field.Path) field.ErrorList {
+	path := top.Child("versions")
+	errs := c.schemasPresent(s, path)
+	if c.hasDefaults && c.loose {
+		errs = append(errs, field.Invalid(top.Child("preserveUnknownFields"), true, "must be false in order to use defaults in the schema"))
 	}
 	stored, seen, unique := 0, map[string]bool{}, true
 	for i := range s.Versions {
@@ -116,7 +158,11 @@ func versions(s *apiextensionsv1.CustomResourceDefinitionSpec, path *field.Path)
 		unique = unique && !seen[v.Name]
 		seen[v.Name] = true
 		errs = append(errs, invalid(path.Index(i).Child("name"), v.Name, content.IsDNS1035Label(v.Name), "")...)
-		errs = append(errs, version(v, path.Index(i))...)
+		status := hasStatus(v.Subresources)
+		if !slices.ContainsFunc(s.Versions, func(v apiextensions.CustomResourceDefinitionVersion) bool { return v.Subresources != nil }) {
+			status = hasStatus(s.Subresources)
+		}
+		errs = append(errs, c.version(v, status, path.Index(i))...)
 	}
 	if !unique {
 		errs = append(errs, field.Invalid(path, versionNames(s), "must contain unique version names"))
@@ -124,16 +170,38 @@ func versions(s *apiextensionsv1.CustomResourceDefinitionSpec, path *field.Path)
 	if stored != 1 {
 		errs = append(errs, field.Invalid(path, versionNames(s), "must have exactly one version marked as storage version"))
 	}
-	if len(s.Versions) > 0 && s.Versions[0].Name != "" {
-		// Upstream has the first version's name in a field of its own too, which v1 does not show.
-		name := s.Versions[0].Name
-		errs = append(errs, invalid(field.NewPath("spec", "version"), name, content.IsDNS1035Label(name), "")...)
+	return append(errs, invalidIfSet(top.Child("version"), s.Version)...)
+}
+
+// invalidIfSet checks the name of the first version, which upstream has in a field of its own too, that v1 does not show.
+func invalidIfSet(path *field.Path, name string) field.ErrorList {
+	if name == "" {
+		return nil
+	}
+	return invalid(path, name, content.IsDNS1035Label(name), "")
+}
+
+// schemasPresent asks for a schema of each version. A definition that had none may stay without for what it does not serve.
+func (c *checker) schemasPresent(s *spec, path *field.Path) field.ErrorList {
+	if s.Validation != nil && s.Validation.OpenAPIV3Schema != nil {
+		return nil
+	}
+	var errs field.ErrorList
+	for i := range s.Versions {
+		v, at := &s.Versions[i], path.Index(i).Child("schema", "openAPIV3Schema")
+		switch missing := v.Schema == nil || v.Schema.OpenAPIV3Schema == nil; {
+		case !missing:
+		case c.needSchema:
+			errs = append(errs, field.Required(at, ""))
+		case !c.loose && v.Served:
+			errs = append(errs, field.Required(at, "because otherwise all fields are pruned"))
+		}
 	}
 	return errs
 }
 
 // versionNames stand for the versions in an error: whole schemas would drown it.
-func versionNames(s *apiextensionsv1.CustomResourceDefinitionSpec) []string {
+func versionNames(s *spec) []string {
 	list := make([]string, len(s.Versions))
 	for i := range s.Versions {
 		list[i] = s.Versions[i].Name
@@ -141,40 +209,70 @@ func versionNames(s *apiextensionsv1.CustomResourceDefinitionSpec) []string {
 	return list
 }
 
-func version(v *apiextensionsv1.CustomResourceDefinitionVersion, path *field.Path) field.ErrorList {
+func (c *checker) version(v *apiextensions.CustomResourceDefinitionVersion, status bool, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	for _, m := range badDeprecation(v) {
 		errs = append(errs, field.Invalid(path.Child("deprecationWarning"), v.DeprecationWarning, m))
 	}
-	if s := v.Schema; s != nil && s.OpenAPIV3Schema != nil && s.OpenAPIV3Schema.Nullable {
-		errs = append(errs, field.Forbidden(path.Child("schema", "openAPIV3Schema", "nullable"), "nullable cannot be true at the root"))
-	}
-	if v.Subresources != nil && v.Subresources.Scale != nil {
-		errs = append(errs, scale(v.Subresources.Scale, path.Child("subresources", "scale"))...)
-	}
+	errs = append(errs, c.validation(v.Schema, status, v.Name, path.Child("schema"))...)
+	errs = append(errs, subresources(v.Subresources, path.Child("subresources"))...)
 	for i := range v.AdditionalPrinterColumns {
 		errs = append(errs, column(&v.AdditionalPrinterColumns[i], path.Child("additionalPrinterColumns").Index(i))...)
 	}
-	seen := map[string]bool{}
-	for i, f := range v.SelectableFields {
-		p := path.Child("selectableFields").Index(i).Child("jsonPath")
-		switch {
-		case f.JSONPath == "":
-			errs = append(errs, field.Required(p, ""))
-		case strings.HasPrefix(f.JSONPath, ".metadata"):
-			errs = append(errs, field.Invalid(p, f.JSONPath, "must not point to fields in metadata"))
-		case seen[f.JSONPath]:
-			errs = append(errs, field.Duplicate(p, f.JSONPath))
+	if len(v.SelectableFields) > 0 {
+		if v.Schema == nil || v.Schema.OpenAPIV3Schema == nil {
+			return append(errs, field.Invalid(path.Child("selectableFields"), "", "may only be set when `version.schema.openAPIV3Schema` is not included"))
 		}
-		seen[f.JSONPath] = true
-	}
-	if n := len(seen); n > maxSelectableFields {
-		errs = append(errs, field.TooMany(path.Child("selectableFields"), n, maxSelectableFields))
+		errs = append(errs, c.selectable(v.SelectableFields, v.Schema.OpenAPIV3Schema, v.Name, path)...)
 	}
 	return errs
 }
 
-func badDeprecation(v *apiextensionsv1.CustomResourceDefinitionVersion) []string {
+// selectable checks the fields of a version ("" for all versions) that selectors can name.
+func (c *checker) selectable(fields []apiextensions.SelectableField, props *apiextensions.JSONSchemaProps, version string, path *field.Path) field.ErrorList {
+	s, err := structural.NewStructural(props)
+	if err != nil {
+		return field.ErrorList{field.Invalid(path.Child("schema.openAPIV3Schema"), "", err.Error())}
+	}
+	path = path.Child("selectableFields")
+	var errs field.ErrorList
+	seen := map[string]bool{}
+	for i, f := range fields {
+		at := path.Index(i).Child("jsonPath")
+		if f.JSONPath == "" {
+			errs = append(errs, field.Required(at, ""))
+			continue
+		}
+		where, found, err := cel.ValidFieldPath(f.JSONPath, s, cel.WithFieldPathAllowArrayNotation(false))
+		if err != nil {
+			errs = append(errs, field.Invalid(at, f.JSONPath, fmt.Sprintf("is an invalid path: %v", err)))
+			continue
+		}
+		if where.Root().String() == "metadata" {
+			errs = append(errs, field.Invalid(at, f.JSONPath, "must not point to fields in metadata"))
+		}
+		if found == nil || found.Type != "string" && found.Type != "boolean" && found.Type != "integer" {
+			errs = append(errs, field.Invalid(at, f.JSONPath, "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed."))
+		}
+		if seen[where.String()] {
+			errs = append(errs, field.Duplicate(at, f.JSONPath))
+		}
+		seen[where.String()] = true
+	}
+	if n := len(seen); n > maxSelectableFields && !c.manyFields[version] {
+		errs = append(errs, field.TooMany(path, n, maxSelectableFields))
+	}
+	return errs
+}
+
+func subresources(s *apiextensions.CustomResourceSubresources, path *field.Path) field.ErrorList {
+	if s == nil || s.Scale == nil {
+		return nil
+	}
+	return scale(s.Scale, path)
+}
+
+func badDeprecation(v *apiextensions.CustomResourceDefinitionVersion) []string {
 	w := v.DeprecationWarning
 	switch {
 	case w == nil:
@@ -204,10 +302,10 @@ func simplePath(text string, path *field.Path) field.ErrorList {
 	return nil
 }
 
-func scale(s *apiextensionsv1.CustomResourceSubresourceScale, path *field.Path) field.ErrorList {
+func scale(s *apiextensions.CustomResourceSubresourceScale, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	below := func(name, text string, required bool, message string, roots ...string) {
-		p := path.Child(name)
+		p := path.Child("scale." + name)
 		if text == "" {
 			if required {
 				errs = append(errs, field.Required(p, ""))
@@ -228,7 +326,7 @@ func scale(s *apiextensionsv1.CustomResourceSubresourceScale, path *field.Path) 
 	return errs
 }
 
-func column(c *apiextensionsv1.CustomResourceColumnDefinition, path *field.Path) field.ErrorList {
+func column(c *apiextensions.CustomResourceColumnDefinition, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
 	if c.Name == "" {
 		errs = append(errs, field.Required(path.Child("name"), ""))
@@ -248,7 +346,7 @@ func column(c *apiextensionsv1.CustomResourceColumnDefinition, path *field.Path)
 	return append(errs, simplePath(c.JSONPath, path.Child("JSONPath"))...)
 }
 
-func conversion(c *apiextensionsv1.CustomResourceConversion, path *field.Path) field.ErrorList {
+func (k *checker) conversion(c *apiextensionsv1.CustomResourceConversion, path *field.Path) field.ErrorList {
 	errs := validate.RequiredOneOf(c.Strategy, path.Child("strategy"), apiextensionsv1.NoneConverter, apiextensionsv1.WebhookConverter)
 	client, reviews := path.Child("webhookClientConfig"), path.Child("conversionReviewVersions")
 	if c.Strategy != apiextensionsv1.WebhookConverter {
@@ -269,14 +367,17 @@ func conversion(c *apiextensionsv1.CustomResourceConversion, path *field.Path) f
 			where.Service = &webhook.Service{Namespace: s.Namespace, Name: s.Name, Path: s.Path, Port: s.Port}
 		}
 		errs = append(errs, where.Check(client)...)
+		if pem := c.Webhook.ClientConfig.CABundle; len(pem) > 0 && !k.badAuthorities {
+			errs = append(errs, authorities(pem, client.Child("caBundle"))...)
+		}
 	}
 	if c.Webhook != nil {
 		accepted = c.Webhook.ConversionReviewVersions
 	}
-	return append(errs, reviewVersionList(accepted, reviews)...)
+	return append(errs, reviewVersionList(accepted, k.knownReviews, reviews)...)
 }
 
-func reviewVersionList(list []string, path *field.Path) field.ErrorList {
+func reviewVersionList(list []string, mustKnow bool, path *field.Path) field.ErrorList {
 	if len(list) == 0 {
 		return field.ErrorList{field.Required(path, "")}
 	}
@@ -291,10 +392,18 @@ func reviewVersionList(list []string, path *field.Path) field.ErrorList {
 		known = known || slices.Contains(reviewVersions, v)
 		errs = append(errs, validate.Invalids(path.Index(i), v, content.IsDNS1035Label(v))...)
 	}
-	if !known {
+	if mustKnow && !known {
 		errs = append(errs, field.Invalid(path, list, "must include at least one of "+strings.Join(reviewVersions, ", ")))
 	}
 	return errs
+}
+
+// authorities checks the certificates that a webhook's is verified with.
+func authorities(pem []byte, path *field.Path) field.ErrorList {
+	if _, err := cert.ParseCertsPEM(pem); err != nil {
+		return field.ErrorList{field.Invalid(path, pem, "unable to load root certificates: "+err.Error())}
+	}
+	return nil
 }
 
 // storedVersions checks that every version in which objects are stored can still be read.
