@@ -234,6 +234,8 @@ func (c *core) wait(w *waiter) {
 	}
 	w.queue.waiters = append(w.queue.waiters, w)
 	w.level.waiting++
+	// It may be its turn already, and narrower than what waited.
+	c.dispatch()
 }
 
 func (c *core) begin(l *level, q *queue, width int) {
