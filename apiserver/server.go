@@ -190,7 +190,7 @@ func New(cfg Config) (*Server, error) {
 	s.chain = &write.Chain{
 		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log, Fields: managed.New(),
 	}
-	s.policies = policy.New(policy.Config{Registry: cfg.Registry, Authorizer: s.authz})
+	s.policies = policy.New(policy.Config{Registry: cfg.Registry, Authorizer: s.authz, Types: s.chain.Fields.Types})
 	s.webhooks = s.newWebhooks()
 	s.chain.Admission = s.plugins(rights)
 	numbers, err := allocate.New(cfg.Store, cfg.ServiceCIDRs, cfg.NodePorts)

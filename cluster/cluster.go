@@ -12,6 +12,7 @@ import (
 	"coracle.dev/coracle/apiserver"
 	"coracle.dev/coracle/apiserver/aggregate"
 	"coracle.dev/coracle/apiserver/custom"
+	"coracle.dev/coracle/apiserver/openapi"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/internal/version"
@@ -59,6 +60,7 @@ type Cluster struct {
 	registry   *api.Registry
 	custom     *custom.Registrar
 	aggregator *aggregate.Aggregator
+	documents  *openapi.Publisher
 	server     *apiserver.Server
 	client     client.Client
 	engine     *reconcile.Engine

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"coracle.dev/coracle/apiserver/custom"
+	"coracle.dev/coracle/controllers/admissionpolicy"
 	"coracle.dev/coracle/controllers/apiservice"
 	"coracle.dev/coracle/controllers/bootstrap"
 	"coracle.dev/coracle/controllers/certificates"
@@ -78,6 +79,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		podgc.Loop(terminatedPods),
 	)
 	c.engine.Add(apiservice.Loops(c.apiServices())...)
+	c.engine.Add(admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}))
 	c.engine.Add(cronjob.Loop())
 	c.engine.Add(flowcontrol.Loop(c.server.Fairness().Update), c.serverLease())
 	c.engine.Add(customresource.Loops(customresource.Config{

@@ -232,6 +232,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	c.custom.Load()
 	c.aggregator = c.newAggregator(backends)
 	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served, Remote: c.aggregator.Documents}
+	c.documents = documents
 	recorder, err := c.openAudit()
 	if err != nil {
 		return nil, "", err

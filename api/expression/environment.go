@@ -133,32 +133,6 @@ func extend(base *cel.Env, types []*apicel.DeclType, options ...cel.EnvOption) (
 	return base.Extend(append(options, more...)...)
 }
 
-// Typed gives an environment for type checking: object and oldObject have the type object, params the type params, and any
-// type where that is nil. Expressions in it are compiled to be checked, never to be run.
-func Typed(object, params *apicel.DeclType, hasParams bool) (*cel.Env, error) {
-	request, namespace := requestType(), namespaceType()
-	types := []*apicel.DeclType{namespace, request}
-	of := func(t *apicel.DeclType) *cel.Type {
-		if t == nil {
-			return cel.DynType
-		}
-		types = append(types, t)
-		return t.CelType()
-	}
-	objects := of(object)
-	options := []cel.EnvOption{
-		cel.Variable(NamespaceObject, namespace.CelType()),
-		cel.Variable(Request, request.CelType()),
-		cel.Variable(Object, objects),
-		cel.Variable(OldObject, objects),
-		cel.Variable(Authorizer, library.AuthorizerType),
-	}
-	if hasParams {
-		options = append(options, cel.Variable(Params, of(params)))
-	}
-	return extend(Base(true), types, options...)
-}
-
 // requestType is what expressions know of request: the fields of an AdmissionRequest without uid, object and oldObject.
 func requestType() *apicel.DeclType {
 	kind := objectType("kubernetes.GroupVersionKind", fields{"group": apicel.StringType, "version": apicel.StringType, "kind": apicel.StringType})

@@ -44,18 +44,21 @@ func TestUnusedExpressionsGo(t *testing.T) {
 	}
 }
 
-func TestTyped(t *testing.T) {
+func TestChecker(t *testing.T) {
 	object := apicel.NewObjectType("Boat", map[string]*apicel.DeclField{"size": apicel.NewDeclField("size", apicel.IntType, true, nil, nil)})
-	env, err := Typed(object, nil, true)
+	c, err := NewChecker(Types{Object: object, HasParams: true})
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.Variable("size", "object.size + 1")
+	c.Variable("bad", "object.length")
 	for text, ok := range map[string]bool{
 		"object.size == 1": true, "object.length == 1": false, "oldObject.size == 'a'": false, "params.anything == 1": true,
 		"request.operation == 'CREATE'": true, "namespaceObject.metadata.labels.a == 'b'": true, "authorizer.path('/').check('get').allowed()": true,
+		"variables.size == 1": true, "variables.size == 'a'": false, "variables.bad == 'a'": true, "variables.none": false,
 	} {
-		if _, issues := env.Compile(text); (issues == nil) != ok {
-			t.Errorf("%s: %v", text, issues)
+		if err := c.Check(text); (err == nil) != ok {
+			t.Errorf("%s: %v", text, err)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (m *mutations) patch(ctx context.Context, c *mutatingCase, one *mutation, p
 		out, err = jsonPatched(in.Object, c.match.New(in.Object), results[0].Value)
 	} else {
 		var converter managedfields.TypeConverter
-		if converter, err = m.converter(c.match.Kind); err == nil {
+		if converter, err = m.p.converter(c.match.Kind); err == nil {
 			out, err = merged(converter, in.Object, results[0].Value)
 		}
 	}
@@ -75,13 +75,22 @@ func (m *mutations) patch(ctx context.Context, c *mutatingCase, one *mutation, p
 }
 
 // converter finds how objects of a kind merge. The error is a status.
-func (m *mutations) converter(kind schema.GroupVersionKind) (managedfields.TypeConverter, error) {
-	if m.p.cfg.Converter != nil {
-		if c, err := m.p.cfg.Converter(kind); err == nil && c != nil {
-			return c, nil
-		}
+func (p *Policies) converter(gvk schema.GroupVersionKind) (managedfields.TypeConverter, error) {
+	kind := p.cfg.Registry.ByKind(gvk.GroupKind())
+	if kind == nil || p.cfg.Types == nil {
+		return nil, apierrors.NewServiceUnavailable(fmt.Sprintf("Resource kind %s not found. There can be a delay between when CustomResourceDefinitions are created and when they are available.", gvk))
 	}
-	return nil, apierrors.NewServiceUnavailable(fmt.Sprintf("Resource kind %s not found. There can be a delay between when CustomResourceDefinitions are created and when they are available.", kind))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if have := p.types[gvk.GroupKind()]; have.kind == kind {
+		return have, nil
+	}
+	if p.types == nil {
+		p.types = map[schema.GroupKind]kindTypes{}
+	}
+	made := kindTypes{kind, p.cfg.Types(kind)}
+	p.types[gvk.GroupKind()] = made
+	return made, nil
 }
 
 // structured turns an unstructured object into one of a Go type, unless that is unstructured too.

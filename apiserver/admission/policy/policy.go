@@ -37,14 +37,14 @@ const (
 	Validating = "ValidatingAdmissionPolicy"
 )
 
-// Config is what policies need. All of it is required but Converter.
+// Config is what policies need. All of it is required but Types.
 type Config struct {
 	Registry *api.Registry
 	// Authorizer answers the checks of expressions.
 	Authorizer authz.Authorizer
-	// Converter gives what knows how objects of a kind merge, for apply configurations; an error or nil says that the kind is
-	// not known. It is asked for each mutation and should keep what it builds. Nil knows no kind.
-	Converter func(schema.GroupVersionKind) (managedfields.TypeConverter, error)
+	// Types gives what knows how objects of a kind merge, for apply configurations. What it returns is kept as long as the kind is the
+	// same. Nil knows no kind.
+	Types func(*api.Kind) managedfields.TypeConverter
 }
 
 // Policies are the two plug-ins. They are safe for concurrent use.
@@ -53,6 +53,15 @@ type Policies struct {
 	validating source[*admissionregistrationv1.ValidatingAdmissionPolicy, *admissionregistrationv1.ValidatingAdmissionPolicyBinding, *validator]
 	mutating   source[*admissionregistrationv1.MutatingAdmissionPolicy, *admissionregistrationv1.MutatingAdmissionPolicyBinding, *mutator]
 	checks     counters
+
+	mu    sync.Mutex // guards types
+	types map[schema.GroupKind]kindTypes
+}
+
+// kindTypes is how objects of a kind merge.
+type kindTypes struct {
+	kind *api.Kind
+	managedfields.TypeConverter
 }
 
 // New makes the plug-ins. Nothing is compiled before the first policy that concerns a request.
@@ -76,6 +85,11 @@ func New(cfg Config) *Policies {
 		return bindingSpec{o.Spec.ParamRef, o.Spec.MatchResources}
 	}
 	p.mutating.compile = compileMutator
+	p.mutating.gone = func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.types = nil
+	}
 	return p
 }
 
@@ -120,6 +134,7 @@ type source[P, B api.Object, C any] struct {
 	policy   func(P) policySpec
 	binding  func(B) bindingSpec
 	compile  func(P) C
+	gone     func() // called when there are no bindings any more; may be nil
 
 	filled atomic.Bool  // whether something may be kept
 	mu     sync.RWMutex // guards kept
@@ -257,6 +272,9 @@ func (s *source[P, B, C]) clear() {
 	defer s.mu.Unlock()
 	s.kept = nil
 	s.filled.Store(false)
+	if s.gone != nil {
+		s.gone()
+	}
 }
 
 func (c *compiled[C]) match(reg *api.Registry, r *admission.Request) (match.Match, bool, error) {

@@ -15,15 +15,13 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/managedfields"
-	"k8s.io/client-go/applyconfigurations"
-	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/builtin"
 	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/apiserver/authz"
+	"coracle.dev/coracle/apiserver/managed"
 	"coracle.dev/coracle/apiserver/write"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/store"
@@ -49,15 +47,7 @@ func start(t testing.TB, manifests ...string) *env {
 		Authorizer: authz.Func(func(_ context.Context, a *authz.Attributes) (bool, string, error) {
 			return a.User.Name == "admin", "", nil
 		}),
-		Converter: func() func(schema.GroupVersionKind) (managedfields.TypeConverter, error) {
-			var c managedfields.TypeConverter
-			return func(schema.GroupVersionKind) (managedfields.TypeConverter, error) {
-				if c == nil {
-					c = applyconfigurations.NewTypeConverter(scheme.Scheme)
-				}
-				return c, nil
-			}
-		}(),
+		Types: managed.New().Types,
 	})
 	record := admission.Plugin{Name: "record", Mutate: func(_ context.Context, r *admission.Request) error {
 		r.Annotate = func(k, v string) { e.annotations[k] = v }
