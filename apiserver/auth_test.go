@@ -73,6 +73,21 @@ func TestAnonymous(t *testing.T) {
 			t.Errorf("%s: %d %s", path, r.StatusCode, text)
 		}
 	}
+	// Bad credentials are not none.
+	for _, path := range []string{"/healthz", "/version", "/api"} {
+		req, err := http.NewRequestWithContext(ctx(t), http.MethodGet, e.http.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer nonsense")
+		r, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := body(t, r); r.StatusCode != 401 {
+			t.Errorf("%s with a bad token: %d %s", path, r.StatusCode, text)
+		}
+	}
 	// A certificate of another authority is none.
 	other := newAuthority(t)
 	cert, key := other.issue(t, "admin", client.GroupMasters)
@@ -144,7 +159,7 @@ func TestImpersonation(t *testing.T) {
 	low := e.as("low", "g")
 	low.Impersonate = rest.ImpersonationConfig{UserName: "admin", Groups: []string{client.GroupMasters}}
 	_, err = clientset(t, low).CoreV1().Namespaces().List(ctx(t), metav1.ListOptions{})
-	if want := `users "admin" is forbidden: User "low" cannot impersonate resource "users" in API group "" at the cluster scope`; !apierrors.IsForbidden(err) || err.Error() != want {
+	if want := `namespaces is forbidden: User "low" cannot impersonate-on:user-info:list resource "namespaces" in API group "" at the cluster scope`; !apierrors.IsForbidden(err) || err.Error() != want {
 		t.Fatalf("low as admin: %v", err)
 	}
 }
