@@ -234,10 +234,18 @@ func (c *call) patch() error {
 			if err != nil {
 				return nil, err
 			}
-			out, err := p.Apply(versioned, func() ([]byte, error) { return view.Entry(wire.JSON, current) })
+			spared, back := p.SpareFields(versioned)
+			out, err := p.Apply(spared, func() ([]byte, error) {
+				if spared == versioned {
+					return view.Entry(wire.JSON, current)
+				}
+				body, err := wire.Object(wire.JSON, spared, view.GVK)
+				return body.Bytes(), err
+			})
 			if err != nil {
 				return nil, err
 			}
+			back(out)
 			hub, err := wire.ToHub(c.r.Context(), c.kind, c.version, out)
 			if err != nil {
 				return nil, apierrors.NewBadRequest(err.Error())
