@@ -2,7 +2,7 @@
 // registry: out of agnhost built from upstream's source, Debian's busybox, and programs of Debian's packages. Each goes to a
 // docker archive in the directory that -out names.
 //
-//	e2e-images -out DIR -agnhost PROGRAM -pause PROGRAM -nnp PROGRAM -kubernetes DIR -debian DIR
+//	e2e-images -out DIR -agnhost PROGRAM -pause PROGRAM -nnp PROGRAM -sample PROGRAM -etcd PROGRAM -kubernetes DIR -debian DIR
 //
 // -kubernetes is the unpacked module k8s.io/kubernetes (data of some images), -debian a directory where packages were
 // unpacked; programs that are not there are taken from this machine, and those in neither are left out with a word.
@@ -24,7 +24,7 @@ const registry = "registry.k8s.io/e2e-test-images/"
 
 // sources are where the files of images come from.
 type sources struct {
-	agnhost, pause, nnp, kubernetes, debian string
+	agnhost, pause, nnp, sample, etcd, kubernetes, debian string
 }
 
 func main() {
@@ -33,12 +33,16 @@ func main() {
 	flag.StringVar(&src.agnhost, "agnhost", "agnhost", "upstream's agnhost, static")
 	flag.StringVar(&src.pause, "pause", "pause", "tools/e2e-images/pause, static")
 	flag.StringVar(&src.nnp, "nnp", "nnp", "upstream's nonewprivs, static")
+	flag.StringVar(&src.sample, "sample", "sample-apiserver", "upstream's sample-apiserver, static")
+	flag.StringVar(&src.etcd, "etcd", "etcd", "etcd, static")
 	flag.StringVar(&src.kubernetes, "kubernetes", "", "unpacked module k8s.io/kubernetes")
 	flag.StringVar(&src.debian, "debian", "", "directory with unpacked Debian packages")
 	flag.Parse()
 	images := map[string]build.Image{
 		"agnhost":  src.agnhostImage(),
-		"busybox":  build.Busybox("/bin/busybox", registry+"busybox:1.37.0-2", registry+"busybox:1.36.1-1"),
+		"busybox":  src.busyboxImage(),
+		"sample":   src.sampleImage(),
+		"etcd":     src.etcdImage(),
 		"glibc":    src.glibcImage(),
 		"nonroot":  nonRoot(),
 		"nnp":      src.noNewPrivileges(),
@@ -127,6 +131,44 @@ func (s sources) demoImage(name string) build.Image {
 	})
 	img.Config.Cmd = []string{"test-webserver"}
 	return img
+}
+
+// busyboxImage has bash for its shell, static as the rest: busybox's own drops environment variables whose names are no
+// identifiers, which tests look for.
+func (s sources) busyboxImage() build.Image {
+	img := build.Busybox("/bin/busybox", registry+"busybox:1.37.0-2", registry+"busybox:1.36.1-1")
+	bash, ok := s.find("bin/bash-static")
+	if !ok {
+		fmt.Fprintf(os.Stderr, "e2e-images: no bash-static in %s: the shell of busybox drops odd environment variables\n", s.debian)
+		return img
+	}
+	var files []build.File
+	for _, f := range img.Layers[0] {
+		if f.Path != "bin/sh" {
+			files = append(files, f)
+		}
+	}
+	img.Layers[0] = append(files, build.File{Path: "bin/bash", From: bash}, build.File{Path: "bin/sh", Link: "bash"})
+	return img
+}
+
+// sampleImage is the extension API server of the aggregation test.
+func (s sources) sampleImage() build.Image {
+	return build.Image{
+		Names:  []string{registry + "sample-apiserver:1.29.2"},
+		Layers: [][]build.File{{{Path: "sample-apiserver", From: s.sample}, {Path: "tmp", Dir: true, Mode: 0o1777}}},
+		Config: container.ImageConfig{Entrypoint: []string{"/sample-apiserver"},
+			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}},
+	}
+}
+
+// etcdImage is what that server stores in.
+func (s sources) etcdImage() build.Image {
+	return build.Image{
+		Names:  []string{"registry.k8s.io/etcd:3.7.0-0"},
+		Layers: [][]build.File{{{Path: "usr/local/bin/etcd", From: s.etcd}, {Path: "tmp", Dir: true, Mode: 0o1777}}},
+		Config: container.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}},
+	}
 }
 
 func (s sources) pauseImage() build.Image {

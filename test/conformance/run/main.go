@@ -29,7 +29,8 @@ const kubernetes = "v1.37.2"
 
 // packages of Debian whose programs go into the test images, with the libraries that a bare system lacks.
 var packages = strings.Fields(`nginx bind9-dnsutils bind9-libs netcat-openbsd iperf socat curl libcurl4 libuv1 libnghttp2-14
-	libmaxminddb0 libjson-c5 liblmdb0 libfstrm0 libprotobuf-c1 libxml2 libpcre2-8-0 libedit2 libbsd0 libwrap0 libicu72 libjemalloc2`)
+	libmaxminddb0 libjson-c5 liblmdb0 libfstrm0 libprotobuf-c1 libxml2 libpcre2-8-0 libedit2 libbsd0 libwrap0 libicu72 libjemalloc2
+	bash-static`)
 
 type runner struct {
 	root, work, coracle, focus, skip string
@@ -124,9 +125,11 @@ func (r *runner) prepare() error {
 		{"ginkgo", here, []string{"go", "build", "-trimpath", "-o", r.file("ginkgo"), "github.com/onsi/ginkgo/v2/ginkgo"}},
 		{"agnhost", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("agnhost"), module + "/test/images/agnhost"}},
 		{"nnp", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("nnp"), module + "/test/images/nonewprivs"}},
+		{"sample-apiserver", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("sample-apiserver"), "k8s.io/sample-apiserver"}},
+		{"etcd", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("etcd"), "go.etcd.io/etcd/server/v3"}},
 		{"pause", r.root, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("pause"), "./tools/e2e-images/pause"}},
 		{"registry", r.root, []string{"go", "build", "-trimpath", "-o", r.file("registry"), "./tools/registry"}},
-		{"debian", r.work, []string{"sh", "-ec", "mkdir -p packages debian; cd packages; apt-get download " +
+		{"debian/bin/bash-static", r.work, []string{"sh", "-ec", "mkdir -p packages debian; cd packages; apt-get download " +
 			strings.Join(packages, " ") + " >/dev/null; for p in *.deb; do dpkg-deb -x \"$p\" ../debian; done"}},
 	}
 	for _, s := range steps {
@@ -138,7 +141,7 @@ func (r *runner) prepare() error {
 			return err
 		}
 	}
-	if made, _ := filepath.Glob(filepath.Join(images, "*.tar")); len(made) > 0 && !r.rebuild {
+	if _, err := os.Stat(filepath.Join(images, "sample.tar")); err == nil && !r.rebuild {
 		return nil
 	}
 	source, err := r.output(here, "go", "list", "-m", "-f", "{{.Dir}}", module)
@@ -147,7 +150,7 @@ func (r *runner) prepare() error {
 	}
 	fmt.Println("making images")
 	return r.command(r.root, "go", "run", "./tools/e2e-images", "-out", images, "-agnhost", r.file("agnhost"), "-pause", r.file("pause"), "-nnp", r.file("nnp"),
-		"-kubernetes", strings.TrimSpace(source), "-debian", r.file("debian"))
+		"-sample", r.file("sample-apiserver"), "-etcd", r.file("etcd"), "-kubernetes", strings.TrimSpace(source), "-debian", r.file("debian"))
 }
 
 // registry serves the images as the registry that they name, for the tests that pull them whatever is there. It gives the
