@@ -92,6 +92,9 @@ func (c *call) target() write.Target {
 	if !c.kind.Namespaced {
 		t.Namespace = ""
 	}
+	if c.x.audit != nil {
+		t.Annotate = c.x.audit.Annotate
+	}
 	return t
 }
 
