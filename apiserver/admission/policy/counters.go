@@ -2,12 +2,16 @@ package policy
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	apicel "k8s.io/apiserver/pkg/cel"
+
+	"coracle.dev/coracle/apiserver/metrics"
 )
 
 // Check counts what one binding of one policy did, for the metrics apiserver_validating_admission_policy_check_total and
@@ -102,4 +106,48 @@ func errorType(message string) string {
 // spent tells whether an evaluation ended for want of budget, or by a fault of the server.
 func spent(err error) bool {
 	return errors.Is(err, apicel.ErrInternal) || errors.Is(err, apicel.ErrOutOfBudget)
+}
+
+// WriteMetrics writes what was counted in the text format of Prometheus, under upstream's names.
+func (p *Policies) WriteMetrics(w io.Writer) {
+	checks := p.Checks()
+	for _, sort := range []struct {
+		mutating         bool
+		prefix, of, also string
+	}{
+		{false, "apiserver_validating_admission_policy", "Validation", " and enforcement action taken"},
+		{true, "apiserver_mutating_admission_policy", "Mutation", ""},
+	} {
+		var own []*Check
+		for i := range checks {
+			if checks[i].Mutating == sort.mutating {
+				own = append(own, &checks[i])
+			}
+		}
+		if len(own) == 0 {
+			continue
+		}
+		name := sort.prefix + "_check_total"
+		metrics.Head(w, name, "counter", sort.of+" admission policy check total, labeled by policy and further identified by binding"+sort.also+".")
+		for _, c := range own {
+			fmt.Fprintf(w, "%s{%s} %d\n", name, c.labels(), c.Count)
+		}
+		name = sort.prefix + "_check_duration_seconds"
+		metrics.Head(w, name, "histogram", sort.of+" admission latency for individual expressions in seconds, labeled by policy and binding"+sort.also+".")
+		for _, c := range own {
+			labels := c.labels()
+			for i, bound := range CheckBuckets {
+				fmt.Fprintf(w, "%s_bucket{%s,le=\"%g\"} %d\n", name, labels, bound, c.Buckets[i])
+			}
+			fmt.Fprintf(w, "%s_bucket{%s,le=\"+Inf\"} %d\n%s_sum{%s} %g\n%s_count{%s} %d\n", name, labels, c.Count, name, labels, c.Seconds, name, labels, c.Count)
+		}
+	}
+}
+
+func (c *Check) labels() string {
+	action := ""
+	if !c.Mutating {
+		action = fmt.Sprintf("enforcement_action=%q,", c.Action)
+	}
+	return fmt.Sprintf("%serror_type=%q,policy=%q,policy_binding=%q", action, c.ErrorType, c.Policy, c.Binding)
 }

@@ -263,6 +263,16 @@ func TestWarnAndAudit(t *testing.T) {
 	if got := strings.Join(lines, "; "); got != "p/b invalid_error audit 1; p/b invalid_error warn 1" {
 		t.Errorf("counted %s", got)
 	}
+	var out strings.Builder
+	e.policies.WriteMetrics(&out)
+	for _, line := range []string{
+		`apiserver_validating_admission_policy_check_total{enforcement_action="audit",error_type="invalid_error",policy="p",policy_binding="b"} 1`,
+		`apiserver_validating_admission_policy_check_duration_seconds_bucket{enforcement_action="warn",error_type="invalid_error",policy="p",policy_binding="b",le="+Inf"} 1`,
+	} {
+		if !strings.Contains(out.String(), line+"\n") {
+			t.Errorf("no %s in\n%s", line, out.String())
+		}
+	}
 }
 
 func TestAnnotationErrorDenies(t *testing.T) {
