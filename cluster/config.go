@@ -36,6 +36,8 @@ type Config struct {
 	RegistryMirrors []string
 	// LogLevel is debug, info, warn or error.
 	LogLevel string
+	// Access says whom the API lets in.
+	Access Access
 	// Audit says what is recorded of requests.
 	Audit Audit
 	// EncryptionConfig is the file that says which resources are encrypted at rest and how
@@ -143,7 +145,7 @@ func (c *Config) Complete() error {
 	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
 		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}
-	errs = append(errs, c.Audit.complete())
+	errs = append(errs, c.Audit.complete(), c.Access.check())
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"coracle.dev/coracle/apiserver/custom"
+	"coracle.dev/coracle/controllers/accounttoken"
 	"coracle.dev/coracle/controllers/admissionpolicy"
 	"coracle.dev/coracle/controllers/apiservice"
 	"coracle.dev/coracle/controllers/bootstrap"
+	"coracle.dev/coracle/controllers/bootstraptoken"
 	"coracle.dev/coracle/controllers/certificates"
 	"coracle.dev/coracle/controllers/cronjob"
 	"coracle.dev/coracle/controllers/customresource"
@@ -80,6 +82,8 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	)
 	c.engine.Add(apiservice.Loops(c.apiServices())...)
 	c.engine.Add(admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}))
+	c.engine.Add(accounttoken.Loop(c.accountTokens()))
+	c.engine.Add(bootstraptoken.Loops(c.newNodes(host))...)
 	c.engine.Add(cronjob.Loop())
 	c.engine.Add(flowcontrol.Loop(c.server.Fairness().Update), c.serverLease())
 	c.engine.Add(customresource.Loops(customresource.Config{

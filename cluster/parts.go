@@ -233,6 +233,10 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	c.aggregator = c.newAggregator(backends)
 	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served, Remote: c.aggregator.Documents}
 	c.documents = documents
+	verifiers, anonymous, err := c.access()
+	if err != nil {
+		return nil, "", err
+	}
 	recorder, err := c.openAudit()
 	if err != nil {
 		return nil, "", err
@@ -241,6 +245,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder,
 		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
+		Verifiers: verifiers, Anonymous: anonymous,
 		ServiceCIDRs: []netip.Prefix{c.serviceRange()},
 		Nodes:        c.nodes, Version: version.Info(),
 		Backends:      backends,
