@@ -75,6 +75,27 @@ type Pool struct {
 type pooled struct {
 	transport *http.Transport
 	used      time.Time
+	// pods are the addresses behind a service as they were at the last use.
+	pods string
+}
+
+// follow closes the connections that wait for use once a service has other pods than before: one of them may lead to a pod that the
+// service has left.
+func (c *pooled) follow(pods string) {
+	if c.pods != pods {
+		c.pods = pods
+		c.transport.CloseIdleConnections()
+	}
+}
+
+// pods are the addresses behind a service, "" for a URL.
+func (p *Pool) pods(t Target) string {
+	if t.Service == nil {
+		return ""
+	}
+	addresses, _ := Resolve(p.Snapshot(), *t.Service) // an error is told by the dial
+	slices.Sort(addresses)
+	return strings.Join(addresses, ",")
 }
 
 // maxClients is how many backends keep their connections. Beyond it the one that was used the longest ago is closed.
@@ -128,10 +149,12 @@ func (s *Service) port() int32 {
 // transport finds or makes the connections of a backend.
 func (p *Pool) transport(t Target, u *url.URL) (*http.Transport, error) {
 	id := sha256.Sum256(fmt.Appendf(nil, "%s|%t|%t|%t|%t|%s", u.Host, t.Service != nil, t.Insecure, t.Identify, t.HTTP1, t.CABundle))
+	pods := p.pods(t)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c := p.clients[id]; c != nil {
 		c.used = time.Now()
+		c.follow(pods)
 		return c.transport, nil
 	}
 	config, err := p.tls(t, u)
@@ -153,7 +176,7 @@ func (p *Pool) transport(t Target, u *url.URL) (*http.Transport, error) {
 	if p.clients == nil {
 		p.clients = map[[sha256.Size]byte]*pooled{}
 	}
-	p.clients[id] = &pooled{transport, time.Now()}
+	p.clients[id] = &pooled{transport, time.Now(), pods}
 	return transport, nil
 }
 

@@ -314,6 +314,26 @@ func TestNextPod(t *testing.T) {
 	}
 }
 
+// TestFollow: a connection that is kept does not outlive the pod's place behind the service.
+func TestFollow(t *testing.T) {
+	ca := newAuthority(t)
+	st := place(t)
+	endpoints(t, st, true, "10.244.0.1")
+	s := server(t, &tls.Config{Certificates: []tls.Certificate{*ca.issue("svc.ns.svc")}})
+	f := &far{to: s.Listener.Addr().String()}
+	p := &Pool{Snapshot: st.Snapshot, Dial: f.dial}
+	t.Cleanup(p.Close)
+	for _, pod := range []string{"10.244.0.1", "10.244.0.1", "10.244.0.2"} {
+		endpoints(t, st, true, pod)
+		if _, err := get(t, p, Target{Service: &Service{Namespace: "ns", Name: "svc"}, CABundle: ca.pem(), HTTP1: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !slices.Equal(f.asked, []string{"10.244.0.1:6443", "10.244.0.2:6443"}) {
+		t.Errorf("dialled %v", f.asked)
+	}
+}
+
 // TestKept: connections are used again for the same backend, and only for it; the number of backends is bounded.
 func TestKept(t *testing.T) {
 	ca := newAuthority(t)

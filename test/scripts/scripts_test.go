@@ -60,6 +60,7 @@ func TestScripts(t *testing.T) {
 			"listen":     listen,
 			"freeport":   freeport,
 			"registry":   serveRegistry,
+			"webhooks":   serveWebhooks,
 			"instance":   oneMore,
 			"expand":     expand,
 			"program":    program,

@@ -73,6 +73,9 @@ func (w *Webhooks) post(ctx context.Context, h *hook, body []byte, into *reviewv
 	q := u.Query()
 	q.Set("timeout", roundUp(time.Until(end)).String())
 	u.RawQuery = q.Encode()
+	if u.Path == "" {
+		u.Path = "/"
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return w.noClient(h, err)
@@ -82,7 +85,7 @@ func (w *Webhooks) post(ctx context.Context, h *hook, body []byte, into *reviewv
 	req.Header.Set("User-Agent", "kube-apiserver-admission")
 	resp, err := c.Do(req)
 	if err != nil {
-		return h.failed(err, !untrusted(err))
+		return h.failed(err, true)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))

@@ -2,8 +2,6 @@ package webhook
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/http"
@@ -17,7 +15,7 @@ type callError struct {
 	name   string
 	reason error
 	status *apierrors.StatusError
-	// unreached: nobody answered at all.
+	// unreached: nobody answered who could prove to be the webhook.
 	unreached bool
 }
 
@@ -75,16 +73,4 @@ func codeOf(err error) int {
 		return int(no.ErrStatus.Code)
 	}
 	return 0
-}
-
-// untrusted tells that somebody answered, but could not prove to be the webhook.
-func untrusted(err error) bool {
-	var (
-		verify *tls.CertificateVerificationError
-		record tls.RecordHeaderError
-		alert  tls.AlertError
-		host   x509.HostnameError
-		issuer x509.UnknownAuthorityError
-	)
-	return errors.As(err, &verify) || errors.As(err, &record) || errors.As(err, &alert) || errors.As(err, &host) || errors.As(err, &issuer)
 }

@@ -2,11 +2,17 @@ package webhook
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log/slog"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -147,10 +153,30 @@ type server struct {
 	mu   sync.Mutex
 	seen []*reviewv1.AdmissionReview
 	urls []string
+	// cert is shown to clients, one of httptest's if nil.
+	cert *tls.Certificate
 }
 
-func serve(t testing.TB, f answer) *server {
-	s := &server{}
+func serve(t testing.TB, f answer) *server { return (&server{}).answer(t, f) }
+
+// certificate makes one for a name, and the bundle that trusts it.
+func certificate(t testing.TB, name string) (*tls.Certificate, []byte) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{name}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func (s *server) answer(t testing.TB, f answer) *server {
 	return s.start(t, func(w http.ResponseWriter, r *http.Request) {
 		in := &reviewv1.AdmissionReview{}
 		if err := json.NewDecoder(r.Body).Decode(in); err != nil {
@@ -174,6 +200,9 @@ func serve(t testing.TB, f answer) *server {
 func (s *server) start(t testing.TB, h http.HandlerFunc) *server {
 	s.Server = httptest.NewUnstartedServer(h)
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	if s.cert != nil {
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{*s.cert}}
+	}
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s

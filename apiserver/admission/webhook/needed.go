@@ -21,8 +21,8 @@ import (
 // A webhook may select the pods, nodes or endpoints that its own backend consists of. When that backend is gone, nothing could bring
 // it back: each write that would is put to the webhook, which does not answer. needed tells such writes, and lets them pass.
 //
-// It takes all of: the webhook is a service of this cluster, nobody answered there (an answer that is not trusted, an error or
-// a refusal is an answer), the writer is a part of the system and not a user, and the write is either one of the system's
+// It takes all of: the webhook is a service of this cluster, nobody answered there who could prove to be the webhook (a refusal or an
+// error that it answers with is an answer), the writer is a part of the system and not a user, and the write is either one of the system's
 // bookkeeping or makes the backend itself.
 func (w *Webhooks) needed(h *hook, r *admission.Request, call *callError) bool {
 	if !call.unreached || call.cancelled() || h.target.Service == nil || !bySystem(r) || r.DryRun {

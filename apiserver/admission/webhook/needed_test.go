@@ -10,6 +10,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coracle.dev/coracle/api"
@@ -90,23 +91,58 @@ func TestNeeded(t *testing.T) {
 	}
 }
 
-// TestNeededAnswers: who answers is not gone, whatever he says.
+// TestNeededAnswers: a webhook that answers is not gone, whatever it says; somebody else in its place is not it.
 func TestNeededAnswers(t *testing.T) {
 	b := newBed(t)
 	b.service(true)
-	s := (&server{}).start(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "broken", http.StatusInternalServerError) })
-	b.dial = s.Listener.Addr().String()
-	b.validatingBy("c", validatingHook("h.example.com", serviceClient())) // its certificate is not trusted
-	r := b.request(admission.Create, "pods", "", podOf("prod", "hooks"), nil)
-	r.Local = true
-	if err := b.run(r); err == nil || !strings.Contains(err.Error(), "certificate") {
-		t.Errorf("an answer that is not trusted: %v", err)
+	slice := b.request(admission.Update, "endpointslices.discovery.k8s.io", "", &discoveryv1.EndpointSlice{ObjectMeta: meta("prod", "hooks-1")}, nil)
+	slice.Local = true
+	write := func() error {
+		slice.Snapshot = b.store.Snapshot()
+		return b.run(slice)
 	}
+
+	// The address went to another pod, and the slice that says so is put to it.
+	other := serve(t, allowed)
+	b.dial = other.Listener.Addr().String()
+	b.validatingBy("c", validatingHook("h.example.com", serviceClient()))
+	if err := write(); err != nil || other.calls() != 0 {
+		t.Errorf("another server in its place: %v, asked %d times", err, other.calls())
+	}
+	if err := b.run(b.createPod()); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("another server in its place, for a user: %v", err)
+	}
+
+	cert, ca := certificate(t, "hooks.prod.svc")
+	for name, f := range map[string]http.HandlerFunc{
+		"an error": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "broken", http.StatusInternalServerError) },
+		"nonsense": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("yes")) },
+	} {
+		s := (&server{cert: cert}).start(t, f)
+		b.cfg.Backends.Close()
+		b.dial = s.Listener.Addr().String()
+		c := serviceClient()
+		c.CABundle = ca
+		b.validatingBy("c", validatingHook("h.example.com", c))
+		if err := write(); err == nil {
+			t.Errorf("%s passes", name)
+		}
+	}
+	s := (&server{cert: cert}).answer(t, allowed)
+	b.cfg.Backends.Close()
+	b.dial = s.Listener.Addr().String()
+	c := serviceClient()
+	c.CABundle = ca
+	b.validatingBy("c", validatingHook("h.example.com", c))
+	if err := write(); err != nil || s.calls() != 1 {
+		t.Errorf("the webhook itself: %v, asked %d times", err, s.calls())
+	}
+
 	// A webhook outside the cluster does not depend on it.
 	out := validatingHook("h.example.com", admissionv1.WebhookClientConfig{URL: new(string)})
 	*out.ClientConfig.URL = "https://127.0.0.1:1/"
 	b.validatingBy("c", out)
-	if err := b.run(r); err == nil {
+	if err := write(); err == nil {
 		t.Error("passed a webhook that is no service")
 	}
 }
@@ -117,7 +153,7 @@ func TestExplained(t *testing.T) {
 	b.service(false)
 	h := validatingHook("h.example.com", serviceClient())
 	b.validatingBy("c", h)
-	cause := `Internal error occurred: failed calling webhook "h.example.com": failed to call webhook: Post "https://hooks.prod.svc:443?timeout=10s": no endpoints available for service "hooks"`
+	cause := `Internal error occurred: failed calling webhook "h.example.com": failed to call webhook: Post "https://hooks.prod.svc:443/?timeout=10s": no endpoints available for service "hooks"`
 	err := b.run(b.createPod())
 	if want := cause + ` (the webhook selects its own backend: service "hooks" in namespace "prod" cannot be reached, and its pods would have to be admitted by the webhook itself; ` +
 		`take the namespace out by the webhook's namespaceSelector, or change or delete configuration "c")`; err == nil || err.Error() != want {
