@@ -31,10 +31,18 @@ type definition struct {
 // kept and never changed. pool reaches conversion webhooks. An error means that the definition
 // cannot be served at all, which its validation should have prevented.
 func New(crd *apiextensionsv1.CustomResourceDefinition, names apiextensionsv1.CustomResourceDefinitionNames, pool *backend.Pool) (*api.Kind, error) {
+	d, err := newDefinition(crd, names, pool, nil)
+	if err != nil {
+		return nil, err
+	}
+	return d.kind(), nil
+}
+
+func newDefinition(crd *apiextensionsv1.CustomResourceDefinition, names apiextensionsv1.CustomResourceDefinitionNames, pool *backend.Pool, k *keep) (*definition, error) {
 	d := &definition{crd: crd, names: names, schemas: make(map[string]*rules, len(crd.Spec.Versions)), pool: pool}
 	for i := range crd.Spec.Versions {
 		v := &crd.Spec.Versions[i]
-		d.schemas[v.Name] = &rules{version: v, loose: crd.Spec.PreserveUnknownFields, kind: schema.GroupVersionKind{Group: crd.Spec.Group, Version: v.Name, Kind: names.Kind}}
+		d.schemas[v.Name] = &rules{version: v, loose: crd.Spec.PreserveUnknownFields, keep: k, kind: schema.GroupVersionKind{Group: crd.Spec.Group, Version: v.Name, Kind: names.Kind}}
 		if v.Storage {
 			d.storage = v.Name
 		}
@@ -45,14 +53,19 @@ func New(crd *apiextensionsv1.CustomResourceDefinition, names apiextensionsv1.Cu
 	case names.Plural == "" || names.Singular == "" || names.Kind == "" || names.ListKind == "":
 		return nil, fmt.Errorf("definition %s has no accepted names", crd.Name)
 	}
+	return d, nil
+}
+
+// kind is the Kind as the storage version sees it, with those of all versions.
+func (d *definition) kind() *api.Kind {
 	main := d.view(d.storage)
 	main.Subresources = d.allSubresources()
-	main.PerVersion = make(map[string]*api.Kind, len(crd.Spec.Versions))
-	for i := range crd.Spec.Versions {
-		v := &crd.Spec.Versions[i]
+	main.PerVersion = make(map[string]*api.Kind, len(d.crd.Spec.Versions))
+	for i := range d.crd.Spec.Versions {
+		v := &d.crd.Spec.Versions[i]
 		main.PerVersion[v.Name] = d.view(v.Name)
 	}
-	return main, nil
+	return main
 }
 
 // view is the Kind as requests in a version see it.

@@ -30,6 +30,7 @@ type Registrar struct {
 	Backends *backend.Pool
 	Log      *slog.Logger
 
+	keep keep       // what was made of schemas
 	mu   sync.Mutex // guards served, and orders changes of the registry
 	from store.Revision
 	// served are the definitions whose Kinds are in the registry, by name.
@@ -38,6 +39,8 @@ type Registrar struct {
 
 // served says of which state of a definition a Kind was made.
 type served struct {
+	definition *definition
+
 	uid        types.UID
 	generation int64
 	names      apiextensionsv1.CustomResourceDefinitionNames
@@ -48,7 +51,7 @@ func (s served) same(o served) bool {
 }
 
 func stateOf(crd *apiextensionsv1.CustomResourceDefinition) served {
-	return served{crd.UID, crd.Generation, crd.Status.AcceptedNames}
+	return served{uid: crd.UID, generation: crd.Generation, names: crd.Status.AcceptedNames}
 }
 
 // Load registers the Kinds of all established definitions, in one step. It is called once, before Run.
@@ -63,23 +66,19 @@ func (r *Registrar) Load() {
 		if !apiextensions.Established(crd) || r.Registry.ByName(crd.Name) != nil {
 			continue
 		}
-		if k := r.kind(crd); k != nil {
-			kinds = append(kinds, k)
-			r.served[crd.Name] = stateOf(crd)
+		d, err := newDefinition(crd, crd.Status.AcceptedNames, r.Backends, &r.keep)
+		if err != nil {
+			r.Log.Error("a custom resource is not served", "definition", crd.Name, "error", err)
+			continue
 		}
+		kinds = append(kinds, d.kind())
+		state := stateOf(crd)
+		state.definition = d
+		r.served[crd.Name] = state
 	}
 	if err := r.Registry.Change(nil, kinds...); err != nil {
 		r.Log.Error("custom resources are not served", "error", err)
 	}
-}
-
-func (r *Registrar) kind(crd *apiextensionsv1.CustomResourceDefinition) *api.Kind {
-	k, err := New(crd, crd.Status.AcceptedNames, r.Backends)
-	if err != nil {
-		r.Log.Error("a custom resource is not served", "definition", crd.Name, "error", err)
-		return nil
-	}
-	return k
 }
 
 // Run follows the store until ctx ends: what is committed is served at once.
@@ -129,6 +128,7 @@ func (r *Registrar) sync(name string) {
 	switch {
 	case is && (!ok || crd.UID != have.uid):
 		r.Registry.Remove(name)
+		r.keep.forget(have.definition.schemas)
 		delete(r.served, name)
 		if !ok {
 			return
@@ -156,7 +156,7 @@ func (r *Registrar) serve(crd *apiextensionsv1.CustomResourceDefinition) error {
 	if is && (have.same(state) || have.uid == state.uid && have.generation > state.generation) {
 		return nil
 	}
-	k, err := New(crd, crd.Status.AcceptedNames, r.Backends)
+	d, err := newDefinition(r.shared(crd), crd.Status.AcceptedNames, r.Backends, &r.keep)
 	if err != nil {
 		r.Log.Error("a custom resource is not served", "definition", crd.Name, "error", err)
 		return err
@@ -165,15 +165,30 @@ func (r *Registrar) serve(crd *apiextensionsv1.CustomResourceDefinition) error {
 	if is {
 		old = []string{crd.Name}
 	}
-	if err := r.Registry.Change(old, k); err != nil {
+	if err := r.Registry.Change(old, d.kind()); err != nil {
 		r.Log.Error("a custom resource is not served", "definition", crd.Name, "error", err)
 		return err
 	}
 	if r.served == nil {
 		r.served = map[string]served{}
 	}
+	if is {
+		r.keep.forget(have.definition.schemas)
+	}
+	state.definition = d
 	r.served[crd.Name] = state
 	return nil
+}
+
+// shared is crd with the specification that the store holds, if it is the same, so that there is one copy of it.
+func (r *Registrar) shared(crd *apiextensionsv1.CustomResourceDefinition) *apiextensionsv1.CustomResourceDefinition {
+	have, ok := Definitions.Get(r.Store.Snapshot(), "", crd.Name)
+	if !ok || have.UID != crd.UID || have.Generation != crd.Generation {
+		return crd
+	}
+	c := *crd
+	c.Spec = have.Spec
+	return &c
 }
 
 // Is tells whether the Kind of that canonical name is a custom resource.

@@ -3,6 +3,7 @@ package custom
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"k8s.io/apiextensions-apiserver/pkg/apis/apiextensions"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
@@ -20,19 +21,24 @@ import (
 	"coracle.dev/coracle/api"
 )
 
-// rules are what one version of a definition says of its objects. Everything that costs something is
-// made at first use and then shared. Safe for concurrent use.
+// rules are what one version of a definition says of its objects. Everything that costs something is made at first
+// use, shared while it is used, and let go when others are used instead (keep). Safe for concurrent use.
 type rules struct {
 	version *apiextensionsv1.CustomResourceDefinitionVersion // shared, never changed
 	kind    schema.GroupVersionKind
 	// loose is spec.preserveUnknownFields, which definitions have that are older than v1.
 	loose bool
+	keep  *keep
 
-	shape struct {
-		once sync.Once
-		s    *structural.Structural // nil if there is none
-		err  error
-	}
+	made atomic.Pointer[compiled]
+	used atomic.Int64 // when made was used last, by the count of keep
+}
+
+// compiled is what was made of a schema.
+type compiled struct {
+	s   *structural.Structural // nil if there is none
+	err error
+
 	checks struct {
 		once sync.Once
 		all  validation.SchemaValidator
@@ -44,6 +50,24 @@ type rules struct {
 		once sync.Once
 		v    *cel.Validator // nil without rules
 	}
+}
+
+// compiled gives what was made of the schema, or makes it.
+func (r *rules) compiled() *compiled {
+	r.used.Store(r.keep.tick())
+	if c := r.made.Load(); c != nil {
+		return c
+	}
+	c := &compiled{}
+	c.s, c.err = r.build()
+	if !r.made.CompareAndSwap(nil, c) {
+		if other := r.made.Load(); other != nil {
+			return other
+		}
+		return c
+	}
+	r.keep.add(r, nodes(c.s)*nodeCost)
+	return c
 }
 
 // noSchema is what a version without a schema shows.
@@ -71,34 +95,34 @@ func (r *rules) internal() (*apiextensions.JSONSchemaProps, error) {
 
 // structure is the structural schema, with defaults that fit into it.
 func (r *rules) structure() (*structural.Structural, error) {
-	r.shape.once.Do(func() {
-		props, err := r.internal()
-		if err != nil || props == nil {
-			r.shape.err = err
-			return
-		}
-		s, err := structural.NewStructural(props)
-		switch {
-		case r.loose && err != nil:
-			return
-		case err != nil:
-			r.shape.err = fmt.Errorf("the server could not properly serve the CR schema: %w", err)
-			return
-		case !r.loose:
-			s = s.DeepCopy() // the defaults are shared with the definition
-			if err := defaulting.PruneDefaults(s); err != nil {
-				r.shape.err = fmt.Errorf("the server could not properly serve the CR schema: %w", err)
-				return
-			}
-		}
-		r.shape.s = s
-	})
-	return r.shape.s, r.shape.err
+	c := r.compiled()
+	return c.s, c.err
+}
+
+func (r *rules) build() (*structural.Structural, error) {
+	props, err := r.internal()
+	if err != nil || props == nil {
+		return nil, err
+	}
+	s, err := structural.NewStructural(props)
+	switch {
+	case r.loose && err != nil:
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("the server could not properly serve the CR schema: %w", err)
+	case r.loose:
+		return s, nil
+	}
+	s = s.DeepCopy() // the defaults are shared with the definition
+	if err := defaulting.PruneDefaults(s); err != nil {
+		return nil, fmt.Errorf("the server could not properly serve the CR schema: %w", err)
+	}
+	return s, nil
 }
 
 // validators gives those of whole objects and of their status.
 func (r *rules) validators() (all, status validation.SchemaValidator, err error) {
-	c := &r.checks
+	c := &r.compiled().checks
 	c.once.Do(func() {
 		props, err := r.internal()
 		if err != nil {
@@ -117,12 +141,13 @@ func (r *rules) validators() (all, status validation.SchemaValidator, err error)
 
 // expressions are the compiled CEL rules, nil if there are none.
 func (r *rules) expressions() *cel.Validator {
-	r.programs.once.Do(func() {
-		if s, err := r.structure(); err == nil && s != nil {
-			r.programs.v = cel.NewValidator(s, true, celconfig.PerCallLimit)
+	c := r.compiled()
+	c.programs.once.Do(func() {
+		if c.err == nil && c.s != nil {
+			c.programs.v = cel.NewValidator(c.s, true, celconfig.PerCallLimit)
 		}
 	})
-	return r.programs.v
+	return c.programs.v
 }
 
 // settle makes of a decoded body an object of this version: type and metadata are in order, unknown fields and nulls that
