@@ -18,6 +18,7 @@ import (
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/store"
@@ -32,7 +33,7 @@ type signerRig struct {
 	count    int
 }
 
-func newSignerRig(t *testing.T) *signerRig {
+func newSignerRig(t testing.TB) *signerRig {
 	account := &corev1.ServiceAccount{ObjectMeta: meta("default", "robot")}
 	account.UID = "account"
 	node := &corev1.Node{ObjectMeta: meta("", "node-a")}
@@ -274,5 +275,40 @@ func TestKeys(t *testing.T) {
 	}
 	if _, err := generateKey("DSA"); err == nil {
 		t.Error("an unknown type made a key")
+	}
+}
+
+// BenchmarkPodCertificate is a pod's volume from nothing to a certificate in its files, with a signer that answers at once.
+func BenchmarkPodCertificate(b *testing.B) {
+	for _, kind := range []string{"ECDSAP256", "ED25519", "RSA3072"} {
+		b.Run(kind, func(b *testing.B) {
+			s := newSignerRig(b)
+			s.run()
+			stop := make(chan struct{})
+			defer close(stop)
+			go func() {
+				for {
+					select {
+					case r := <-s.requests:
+						s.answer(r, 1)
+					case <-stop:
+						return
+					}
+				}
+			}()
+			b.ResetTimer()
+			for i := range b.N {
+				pod := &corev1.Pod{ObjectMeta: meta("default", fmt.Sprintf("p%d", i))}
+				pod.UID = types.UID(pod.Name)
+				pod.Spec.ServiceAccountName = "robot"
+				pod.Spec.Containers = []corev1.Container{{Name: "app", VolumeMounts: []corev1.VolumeMount{{Name: "tls", MountPath: "/tls"}}}}
+				pod.Spec.Volumes = []corev1.Volume{{Name: "tls", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+					Sources: []corev1.VolumeProjection{{PodCertificate: &corev1.PodCertificateProjection{
+						SignerName: "example.com/s", KeyType: kind, CredentialBundlePath: "b"}}}}}}}
+				if _, err := s.Prepare(context.Background(), pod); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -48,7 +48,7 @@ func keyOf(o api.Object) store.Key {
 	return store.Key{Resource: resourceOf(o), Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-func newStore(t *testing.T, objs ...api.Object) store.Store {
+func newStore(t testing.TB, objs ...api.Object) store.Store {
 	s := memory.New(store.Options{Stamp: func(any, store.Revision) {}})
 	t.Cleanup(func() { s.Close() })
 	for _, o := range objs {
@@ -57,7 +57,7 @@ func newStore(t *testing.T, objs ...api.Object) store.Store {
 	return s
 }
 
-func put(t *testing.T, s store.Store, o api.Object) {
+func put(t testing.TB, s store.Store, o api.Object) {
 	t.Helper()
 	if _, _, err := s.Commit(context.Background(), store.Txn{Ops: []store.Op{{Key: keyOf(o), Object: o, Expect: store.ExpectAny}}}); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func remove(t *testing.T, s store.Store, o api.Object) {
 // rig is a manager over a store, with a clock that the test moves.
 type rig struct {
 	*Manager
-	t     *testing.T
+	t     testing.TB
 	store store.Store
 	root  string
 
@@ -92,7 +92,7 @@ type timer struct {
 	c  chan time.Time
 }
 
-func newRig(t *testing.T, objs ...api.Object) *rig {
+func newRig(t testing.TB, objs ...api.Object) *rig {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
 	}
