@@ -105,17 +105,18 @@ func (l *Log) Write(r *Record) error {
 		line = r.Legacy()
 	}
 	l.mu.Lock()
-	mine := l.next
-	mine.data = append(mine.data, line...)
 	if l.busy {
+		mine := l.next
+		mine.data = append(mine.data, line...)
 		l.mu.Unlock()
 		<-mine.done
 		return mine.err
 	}
 	l.busy = true
 	l.mu.Unlock()
+	err := l.put(line)
 	l.drain()
-	return mine.err
+	return err
 }
 
 // drain writes batches until there is none. Only the one who is busy calls it.

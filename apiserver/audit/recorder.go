@@ -31,13 +31,19 @@ type Counts struct {
 type Record struct {
 	// JSON is the event of audit.k8s.io/v1 with its kind, followed by a newline. It is only valid during the call.
 	JSON []byte
-	// Legacy gives the line of --audit-log-format=legacy.
-	Legacy func() []byte
-	// Item gives the event as it stands in an EventList; the caller owns it.
-	Item func() []byte
 	// First tells the event of stage RequestReceived, before anything was done.
 	First bool
+
+	event *Event
+	stage Stage
+	at    time.Time
 }
+
+// Legacy gives the line of --audit-log-format=legacy.
+func (r *Record) Legacy() []byte { return r.event.legacy(r.stage, r.at) }
+
+// Item gives the event as it stands in an EventList; the caller owns it.
+func (r *Record) Item() []byte { return r.event.appendJSON(nil, r.stage, r.at, false) }
 
 // Sink takes events.
 type Sink interface {
@@ -82,9 +88,7 @@ func (rec *Recorder) write(e *Event, s Stage, now time.Time) error {
 	}()
 	rec.counts.Events.Add(1)
 	rec.counts.Levels[e.decision.Level].Add(1)
-	r := Record{JSON: line, First: s == RequestReceived,
-		Legacy: func() []byte { return e.legacy(s, now) },
-		Item:   func() []byte { return e.appendJSON(nil, s, now, false) }}
+	r := Record{JSON: line, First: s == RequestReceived, event: e, stage: s, at: now}
 	var refused error
 	for _, sink := range rec.sinks {
 		if err := sink.Write(&r); err != nil {
