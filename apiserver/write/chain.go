@@ -177,9 +177,6 @@ func (t *Target) begin(obj api.Object) error {
 	if err := matchNamespace(t, obj); err != nil {
 		return err
 	}
-	if obj.GetResourceVersion() != "" {
-		return errors.New("resourceVersion should not be set on objects to be created")
-	}
 	dedupOwners(t, obj, "")
 	if t.Kind.Default != nil {
 		t.Kind.Default(obj)
@@ -248,6 +245,9 @@ func (c *Chain) stage(ctx context.Context, t *Target, obj api.Object, snap store
 	st.req = req
 	if st.release, err = c.settleCreate(ctx, t, req); err != nil {
 		return st, err
+	}
+	if obj.GetResourceVersion() != "" { // upstream's store refuses it, after admission
+		return st, errors.New("resourceVersion should not be set on objects to be created")
 	}
 	key := Key(t.Kind, obj.GetNamespace(), obj.GetName())
 	if obj, err = save(ctx, t.Kind, obj); err != nil {
