@@ -23,6 +23,7 @@ import (
 	"coracle.dev/coracle/controllers/eventttl"
 	"coracle.dev/coracle/controllers/flowcontrol"
 	"coracle.dev/coracle/controllers/garbage"
+	"coracle.dev/coracle/controllers/ipaddress"
 	"coracle.dev/coracle/controllers/job"
 	"coracle.dev/coracle/controllers/namespace"
 	"coracle.dev/coracle/controllers/nodeipam"
@@ -84,7 +85,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	c.engine.Add(admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}))
 	c.engine.Add(accounttoken.Loop(c.accountTokens()))
 	c.engine.Add(bootstraptoken.Loops(c.newNodes(host))...)
-	c.engine.Add(cronjob.Loop())
+	c.engine.Add(cronjob.Loop(), ipaddress.Loop())
 	c.engine.Add(flowcontrol.Loop(c.server.Fairness().Update), c.serverLease())
 	c.engine.Add(customresource.Loops(customresource.Config{
 		Registry: c.registry, Serve: c.custom.Serve,

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/store"
@@ -189,6 +190,7 @@ func portsOf(svc *corev1.Service) map[int]bool {
 // hold is what one request has chosen so far.
 type hold struct {
 	a     *Allocator
+	snap  store.Snapshot
 	ips   []netip.Addr
 	ports []int
 }
@@ -215,7 +217,22 @@ func (a *Allocator) rangeOf(f corev1.IPFamily) *ipRange {
 	return nil
 }
 
-func (h *hold) ipFree(ip netip.Addr) bool { return h.a.ips[ip] == 0 && !h.a.heldIPs[ip] }
+func (h *hold) ipFree(ip netip.Addr) bool {
+	return h.a.ips[ip] == 0 && !h.a.heldIPs[ip] && !h.reserved(ip)
+}
+
+// manager is the label of the IPAddresses that only show what services use; see controllers/ipaddress.
+const manager = "ipallocator.k8s.io"
+
+// reserved tells whether somebody keeps an address for something other than a service's allocation, by an IPAddress of theirs.
+func (h *hold) reserved(ip netip.Addr) bool {
+	e := h.snap.Get(store.Key{Resource: "ipaddresses.networking.k8s.io", Name: ip.String()})
+	if e == nil {
+		return false
+	}
+	o, ok := e.Object.(*networkingv1.IPAddress)
+	return ok && o.Labels[networkingv1.LabelManagedBy] != manager
+}
 
 // takeIP reserves an address that was asked for.
 func (h *hold) takeIP(r *ipRange, s string) error {
@@ -250,10 +267,14 @@ func (h *hold) scanIPs(r *ipRange, from, to uint64) (netip.Addr, bool) {
 	}
 	n := to - from
 	start := rand.Uint64N(n)
-	// No more than used and held addresses can be in the way.
-	for i := uint64(0); i < min(n, uint64(len(h.a.ips)+len(h.a.heldIPs)+1)); i++ {
-		if ip := r.at(from + (start+i)%n); h.ipFree(ip) {
+	// No more than used, held and reserved addresses can be in the way.
+	for i, most := uint64(0), uint64(len(h.a.ips)+len(h.a.heldIPs)+1); i < min(n, most); i++ {
+		ip := r.at(from + (start+i)%n)
+		if h.ipFree(ip) {
 			return ip, true
+		}
+		if h.reserved(ip) {
+			most++
 		}
 	}
 	return netip.Addr{}, false

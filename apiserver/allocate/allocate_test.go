@@ -1,11 +1,13 @@
 package allocate
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -153,6 +155,34 @@ func TestDualStack(t *testing.T) {
 	headless.Spec.ClusterIP = corev1.ClusterIPNone
 	if err := b.try(headless, nil); err != nil || len(headless.Spec.ClusterIPs) != 1 || headless.Spec.ClusterIPs[0] != "None" {
 		t.Fatalf("headless: %+v, %v", headless.Spec, err)
+	}
+}
+
+// TestReservedAddresses: what others keep by an IPAddress is not given out; what only shows a service's address is no obstacle.
+func TestReservedAddresses(t *testing.T) {
+	b := newBed(t, "10.0.0.0/28")
+	keep := func(name, manager string) {
+		ip := &networkingv1.IPAddress{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{networkingv1.LabelManagedBy: manager}}}
+		if _, _, err := b.store.Commit(t.Context(), store.Txn{Ops: []store.Op{{
+			Key: store.Key{Resource: "ipaddresses.networking.k8s.io", Name: name}, Object: ip, Expect: store.ExpectAny}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := 1; i <= 12; i++ {
+		keep(fmt.Sprintf("10.0.0.%d", i), "somebody")
+	}
+	keep("10.0.0.13", "ipallocator.k8s.io")
+	asked := service("asked", corev1.ServiceTypeClusterIP, 80)
+	asked.Spec.ClusterIP = "10.0.0.3"
+	if err := b.try(asked, nil); err == nil || !strings.Contains(err.Error(), "provided IP is already allocated") {
+		t.Errorf("a reserved address was given out: %v", err)
+	}
+	for i := range 3 {
+		s := service(fmt.Sprint("s", i), corev1.ServiceTypeClusterIP, 80)
+		err := b.try(s, nil)
+		if ip := s.Spec.ClusterIP; i < 2 && (err != nil || ip != "10.0.0.13" && ip != "10.0.0.14") || i == 2 && err == nil {
+			t.Errorf("service %d: %q %v", i, ip, err)
+		}
 	}
 }
 

@@ -32,7 +32,7 @@ func (a *Allocator) Allocate(r *admission.Request) (release func(), err error) {
 	if err := a.refresh(); err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	h := &hold{a: a}
+	h := &hold{a: a, snap: a.store.Snapshot()}
 	if err := a.complete(h, svc, old); err != nil {
 		return h.release, err
 	}
