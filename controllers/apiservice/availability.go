@@ -23,14 +23,12 @@ import (
 const (
 	probeAgain = 30 * time.Second
 	probeSoon  = 500 * time.Millisecond
-	// probeFresh is how old a result may be that a pass writes down.
-	probeFresh = time.Second
 )
 
 // result is the outcome of a probe.
 type result struct {
+	of       *apiregistrationv1.APIService // as it was; nil for no result
 	err      error
-	at       time.Time
 	failures int // in a row
 }
 
@@ -40,20 +38,23 @@ type results struct {
 	last map[string]result
 }
 
-func (r *results) get(name string) result {
+// take returns the result that nobody took yet. What a later pass finds out it finds out anew.
+func (r *results) take(name string) result {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.last[name]
+	out := r.last[name]
+	r.last[name] = result{failures: out.failures}
+	return out
 }
 
-func (r *results) put(name string, err error, at time.Time) {
+func (r *results) put(of *apiregistrationv1.APIService, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	n := result{err: err, at: at}
+	n := result{of: of, err: err}
 	if err != nil {
-		n.failures = r.last[name].failures + 1
+		n.failures = r.last[of.Name].failures + 1
 	}
-	r.last[name] = n
+	r.last[of.Name] = n
 }
 
 func (r *results) forget(name string) {
@@ -89,11 +90,11 @@ func availability(cfg Config) reconcile.Loop {
 				probes.forget(key.Name)
 				return reconcile.Plan{}, nil
 			}
-			return plan(s, a, probes.get(a.Name), now), nil
+			return plan(s, a, probes.take(a.Name), now), nil
 		},
-		Apply: func(ctx context.Context, key reconcile.Key, effect any) error {
-			err := cfg.Probe(ctx, effect.(*apiregistrationv1.APIService))
-			probes.put(key.Name, err, time.Now())
+		Apply: func(ctx context.Context, _ reconcile.Key, effect any) error {
+			a := effect.(*apiregistrationv1.APIService)
+			probes.put(a, cfg.Probe(ctx, a))
 			return nil
 		},
 	}
@@ -136,12 +137,12 @@ func plan(s store.Snapshot, a *apiregistrationv1.APIService, last result, now ti
 	if reason, message := missing(s, a); reason != "" {
 		return report(a, false, reason, message, now)
 	}
-	if last.at.IsZero() || now.Sub(last.at) >= probeFresh {
+	if last.of == nil || !sameServer(last.of, a) {
 		return reconcile.Plan{Effect: a, After: time.Nanosecond}
 	}
 	if last.err != nil {
 		p := report(a, false, "FailedDiscoveryCheck", last.err.Error(), now)
-		p.After = max(probeFresh, min(probeSoon<<min(last.failures, 10), probeAgain))
+		p.After = min(probeSoon<<min(last.failures, 10), probeAgain)
 		return p
 	}
 	p := report(a, true, "Passed", "all checks passed", now)

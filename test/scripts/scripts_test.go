@@ -61,6 +61,7 @@ func TestScripts(t *testing.T) {
 			"freeport":   freeport,
 			"registry":   serveRegistry,
 			"webhooks":   serveWebhooks,
+			"extension":  serveExtension,
 			"instance":   oneMore,
 			"expand":     expand,
 			"program":    program,
