@@ -48,9 +48,15 @@ func (r *rules) statusStrategy() *api.Strategy {
 		PrepareUpdate: func(o, p api.Object) {
 			obj, old := o.(*unstructured.Unstructured), p.(*unstructured.Unstructured)
 			status, has := obj.Object["status"]
-			managed := obj.GetManagedFields()
+			before, _ := obj.Object["metadata"].(map[string]any)
 			obj.Object = shallow(old.Object)
-			obj.SetManagedFields(managed)
+			if meta, ok := obj.Object["metadata"].(map[string]any); ok {
+				// Who owns which fields changes with the status too.
+				delete(meta, "managedFields")
+				if managed, ok := before["managedFields"]; ok {
+					meta["managedFields"] = managed
+				}
+			}
 			if has {
 				obj.Object["status"] = status
 			} else {
