@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"weak"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -20,10 +21,25 @@ import (
 // maxTypes is how many types one rule of a policy may add to those that it is checked with.
 const maxTypes = 10
 
-// checker checks policies. It keeps nothing.
+// checker checks policies, one after the other. It keeps the types that it made only until the next garbage collection, so that many policies
+// at once cost little more than one.
 type checker struct {
 	registry *api.Registry
 	document func(group, version string) ([]byte, error)
+
+	kept       weak.Pointer[documents]
+	generation int64 // of the registry for which kept holds
+}
+
+// documents gives those that are there still, if no kind has changed since.
+func (c *checker) documents() *documents {
+	generation := c.registry.Generation()
+	if d := c.kept.Value(); d != nil && c.generation == generation {
+		return d
+	}
+	d := &documents{get: c.document}
+	c.kept, c.generation = weak.Make(d), generation
+	return d
 }
 
 // typed is a type that a policy is checked with.
@@ -63,16 +79,16 @@ func (c *checker) check(s *admissionregistrationv1.ValidatingAdmissionPolicySpec
 
 // types prepares the check with each type that a policy matches and whose schema is known.
 func (c *checker) types(s *admissionregistrationv1.ValidatingAdmissionPolicySpec) []typed {
-	docs := documents{get: c.document}
+	docs := c.documents()
 	t := expression.Types{HasParams: s.ParamKind != nil}
 	if s.ParamKind != nil {
 		if gv, err := schema.ParseGroupVersion(s.ParamKind.APIVersion); err == nil {
-			t.Params = c.declared(&docs, gv.WithKind(s.ParamKind.Kind), "Params")
+			t.Params = c.declared(docs, gv.WithKind(s.ParamKind.Kind), "Params")
 		}
 	}
 	var out []typed
 	for _, gvk := range c.kinds(s.MatchConstraints) {
-		if t.Object = c.declared(&docs, gvk, "Object"); t.Object == nil {
+		if t.Object = c.declared(docs, gvk, "Object"); t.Object == nil {
 			continue
 		}
 		one, err := expression.NewChecker(t)
@@ -93,6 +109,10 @@ func (c *checker) declared(docs *documents, gvk schema.GroupVersionKind, use str
 	if k == nil || k.Version(gvk.Version) == nil {
 		return nil
 	}
+	name := gvk.Kind + use
+	if t := docs.types[gvk]; t != nil {
+		return t.MaybeAssignTypeName(name)
+	}
 	s, err := docs.schema(gvk)
 	if err != nil {
 		return nil
@@ -101,7 +121,11 @@ func (c *checker) declared(docs *documents, gvk schema.GroupVersionKind, use str
 	if t == nil {
 		return nil
 	}
-	return t.MaybeAssignTypeName(gvk.Kind + use)
+	if docs.types == nil {
+		docs.types = map[schema.GroupVersionKind]*apicel.DeclType{}
+	}
+	docs.types[gvk] = t
+	return t.MaybeAssignTypeName(name)
 }
 
 // kinds are the types that the rules of a policy name without wildcards, in order.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	apicel "k8s.io/apiserver/pkg/cel"
 	"k8s.io/apiserver/pkg/cel/openapi/resolver"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 )
@@ -14,6 +15,7 @@ import (
 type documents struct {
 	get    func(group, version string) ([]byte, error)
 	parsed map[schema.GroupVersion]*document
+	types  map[schema.GroupVersionKind]*apicel.DeclType // without names
 }
 
 // document is an OpenAPI document of which only those schemas are decoded that are asked for.
