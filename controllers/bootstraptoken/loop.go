@@ -191,8 +191,11 @@ func create(s store.Snapshot, info *corev1.ConfigMap) []reconcile.Write {
 	}
 	if _, ok := client.RoleBindings.Get(s, meta.Namespace, meta.Name); !ok {
 		writes = append(writes, reconcile.Write{Verb: reconcile.Create, Resource: client.RoleBindings.Name, Object: &rbacv1.RoleBinding{ObjectMeta: meta,
-			RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: infoRole},
-			Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: client.UserAnonymous}}}})
+			RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: infoRole},
+			Subjects: []rbacv1.Subject{
+				{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: client.UserAnonymous},
+				// Where strangers are not let in at all, who has a token is no stranger.
+				{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: api.BootstrapDefaultGroup}}}})
 	}
 	return append(writes, reconcile.Write{Verb: reconcile.Create, Resource: client.ConfigMaps.Name, Object: info})
 }
