@@ -93,7 +93,7 @@ func (c *call) target() write.Target {
 		t.Namespace = ""
 	}
 	if c.x.audit != nil {
-		t.Annotate = c.x.audit.Annotate
+		t.Annotate, t.AnnotateBodies = c.x.audit.Annotate, c.x.audit.WantsRequest()
 	}
 	return t
 }

@@ -29,7 +29,7 @@ func (c *call) connectable() error {
 	req := &admission.Request{
 		Operation: admission.Connect, Kind: c.kind, Version: c.version.Name, Subresource: c.info.Subresource,
 		Namespace: c.target().Namespace, Name: c.info.Name, User: c.user, Options: c.connectOptions(),
-		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: c.target().Annotate,
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: c.target().Annotate, AnnotateBodies: c.target().AnnotateBodies,
 	}
 	if err := c.chain.Admission.Mutate(c.r.Context(), req); err != nil {
 		return err

@@ -289,7 +289,7 @@ func (c *call) admitEviction(e *policyv1.Eviction, o *writeOptions) (*policyv1.E
 	req := &admission.Request{
 		Operation: admission.Create, Kind: c.kind, Version: c.version.Name, Subresource: "eviction",
 		Namespace: t.Namespace, Name: t.Name, Object: e, User: c.user, DryRun: o.dryRun, Options: c.createOptions(),
-		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: t.Annotate,
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: t.Annotate, AnnotateBodies: t.AnnotateBodies,
 	}
 	if err := c.chain.Admission.Mutate(c.r.Context(), req); err != nil {
 		return nil, err

@@ -132,7 +132,7 @@ func (c *call) tokenAdmission(req *authenticationv1.TokenRequest, o *writeOption
 	return &admission.Request{
 		Operation: admission.Create, Kind: c.kind, Version: c.version.Name, Subresource: c.info.Subresource,
 		Namespace: c.info.Namespace, Name: c.info.Name, Object: req, User: c.user, DryRun: o.dryRun,
-		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: c.target().Annotate, Options: c.createOptions(),
+		Snapshot: c.cfg.Store.Snapshot(), Now: c.cfg.Now(), Warn: c.warn, Annotate: c.target().Annotate, AnnotateBodies: c.target().AnnotateBodies, Options: c.createOptions(),
 	}
 }
 

@@ -60,6 +60,8 @@ type Request struct {
 	// Annotate records something about the decision for the audit log, under a key of the form "domain/name" (it is not the
 	// annotations of the object). Safe for concurrent use. Nil drops it: call AddAnnotation.
 	Annotate func(key, value string)
+	// AnnotateBodies says that the audit log takes what is in objects, not only what was decided on them.
+	AnnotateBodies bool
 
 	require map[store.Key]store.Revision
 	also    []store.Op

@@ -48,6 +48,9 @@ type Chain struct {
 	Allocate func(r *admission.Request) (release func(), err error)
 	// Fields keeps metadata.managedFields; nil leaves them as they come.
 	Fields *managed.Tracker
+	// Stale tells that an entry lies on the disk in another form than would be written today (encrypted with a former key), so that
+	// writing it without a change has an effect. Nil: none does.
+	Stale func(*store.Entry) bool
 }
 
 // Target says through which endpoint of which kind a write goes, and for whom.
@@ -68,7 +71,8 @@ type Target struct {
 	// Warn sends a warning to the client; nil drops it.
 	Warn func(text string)
 	// Annotate is for the audit log, as admission.Request has it.
-	Annotate func(key, value string)
+	Annotate       func(key, value string)
+	AnnotateBodies bool
 	// Admitted says that admission has passed this already, as part of something else (an eviction).
 	Admitted bool
 
@@ -119,7 +123,7 @@ func (t *Target) request(op admission.Operation, obj, old api.Object, snap store
 	return &admission.Request{
 		Operation: op, Kind: t.Kind, Version: t.Version, Subresource: t.Subresource,
 		Namespace: t.Namespace, Name: t.Name, Object: obj, Old: old,
-		User: t.User, Local: t.Local, DryRun: t.DryRun, Options: t.Options, Snapshot: snap, Now: now, Warn: t.warn, Annotate: t.Annotate,
+		User: t.User, Local: t.Local, DryRun: t.DryRun, Options: t.Options, Snapshot: snap, Now: now, Warn: t.warn, Annotate: t.Annotate, AnnotateBodies: t.AnnotateBodies,
 	}
 }
 
@@ -584,7 +588,7 @@ func (c *Chain) put(ctx context.Context, t *Target, req *admission.Request, obj 
 	switch {
 	case finished(t.Kind, obj, old):
 		op.Delete = true
-	case same && !migrates(t.Kind, req.Snapshot.Get(current.Key), obj):
+	case same && !migrates(t.Kind, req.Snapshot.Get(current.Key), obj) && (c.Stale == nil || !c.Stale(current)):
 		return current, nil
 	}
 	if t.DryRun {

@@ -110,7 +110,8 @@ func (b *bed) request(op admission.Operation, resource, sub string, obj, old api
 		Operation: op, Kind: registry.ByName(resource), Subresource: sub, Object: obj, Old: old,
 		User:     client.User{Name: "ann", UID: "7", Groups: []string{"dev", client.GroupAuthenticated}, Extra: map[string][]string{"k": {"v"}}},
 		Snapshot: b.store.Snapshot(), Now: time.Now(),
-		Warn: func(text string) { b.warnings = append(b.warnings, text) },
+		AnnotateBodies: true,
+		Warn:           func(text string) { b.warnings = append(b.warnings, text) },
 		Annotate: func(k, v string) {
 			b.mu.Lock()
 			defer b.mu.Unlock()

@@ -152,7 +152,9 @@ func (w *Webhooks) patchBy(ctx context.Context, h *hook, at string, r *admission
 	if err != nil {
 		return false, err
 	}
-	note(r, patchKey+at, patched{h.configuration, h.name, patch, string(reviewv1.PatchTypeJSONPatch)})
+	if r.AnnotateBodies {
+		note(r, patchKey+at, patched{h.configuration, h.name, patch, string(reviewv1.PatchTypeJSONPatch)})
+	}
 	changed := !equality.Semantic.DeepEqual(r.Object, next)
 	r.Object = next
 	return changed, nil

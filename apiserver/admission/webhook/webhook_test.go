@@ -59,6 +59,15 @@ func TestMutate(t *testing.T) {
 	if got := b.annotations["patch.webhook.admission.k8s.io/round_0_index_2"]; got != want {
 		t.Errorf("annotation %s", got)
 	}
+	clear(b.annotations)
+	r = b.createPod()
+	r.AnnotateBodies = false
+	if err := b.run(r); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.annotations) != 3 || strings.Contains(strings.Join(keys(b.annotations), " "), "patch.webhook") {
+		t.Errorf("without bodies: annotations %v", keys(b.annotations))
+	}
 }
 
 // TestReinvocation: who wants to is called again when the object changes after it, by a webhook or by a built-in plug-in, and then
