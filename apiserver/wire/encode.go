@@ -60,12 +60,15 @@ func encodeJSON(obj runtime.Object, gvk schema.GroupVersionKind, head []byte) ([
 	if u, ok := obj.(*unstructured.Unstructured); ok {
 		return json.Marshal(u.Object)
 	}
-	obj = typed(obj, gvk)
+	obj, fields := unmanaged(typed(obj, gvk))
 	return withBuffer(func(buf *bytes.Buffer) error {
 		buf.Write(head)
 		at := buf.Len()
 		if err := json.NewEncoder(buf).Encode(obj); err != nil {
 			return err
+		}
+		if fields != nil && !putFields(buf, at, fields) {
+			return fmt.Errorf("%T has no place for managedFields", obj)
 		}
 		buf.Truncate(buf.Len() - 1) // the newline
 		data := buf.Bytes()
