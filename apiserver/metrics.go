@@ -26,6 +26,7 @@ func (s *Server) serveMetrics(w http.ResponseWriter) {
 	s.gate.WriteMetrics(out)
 	s.writeAudit(out)
 	s.policies.WriteMetrics(out)
+	s.webhooks.WriteMetrics(out)
 	s.writeObjects(out)
 	bytes, encodings := s.cache.Size()
 	metrics.One(out, "coracle_encodings_bytes", "gauge", "Bytes kept of encoded objects.", bytes)

@@ -2,9 +2,11 @@ package webhook
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,12 +20,12 @@ type Metric struct {
 
 // The metric families.
 var (
-	durations       = Metric{"apiserver_admission_webhook_admission_duration_seconds", "Admission webhook latency histogram in seconds, identified by name and broken out for each operation and API resource and type (validate or admit).", "histogram"}
-	requests        = Metric{"apiserver_admission_webhook_request_total", "Admission webhook request total, identified by name and broken out for each admission type (validating or admit) and operation.", "counter"}
-	rejections      = Metric{"apiserver_admission_webhook_rejection_count", "Admission webhook rejection count, identified by name and broken out for each admission type (validating or admit) and operation.", "counter"}
-	failuresPassed  = Metric{"apiserver_admission_webhook_fail_open_count", "Admission webhook fail open count, identified by name and broken out for each admission type (validating or admit).", "counter"}
-	conditionErrors = Metric{"apiserver_admission_match_condition_evaluation_errors_total", "Admission match condition evaluation errors count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).", "counter"}
-	exclusions      = Metric{"apiserver_admission_match_condition_exclusions_total", "Admission match condition evaluation exclusions count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).", "counter"}
+	durations       = Metric{"apiserver_admission_webhook_admission_duration_seconds", "[STABLE] Admission webhook latency histogram in seconds, identified by name and broken out for each operation and API resource and type (validate or admit).", "histogram"}
+	requests        = Metric{"apiserver_admission_webhook_request_total", "[ALPHA] Admission webhook request total, identified by name and broken out for each admission type (validating or admit) and operation.", "counter"}
+	rejections      = Metric{"apiserver_admission_webhook_rejection_count", "[ALPHA] Admission webhook rejection count, identified by name and broken out for each admission type (validating or admit) and operation.", "counter"}
+	failuresPassed  = Metric{"apiserver_admission_webhook_fail_open_count", "[ALPHA] Admission webhook fail open count, identified by name and broken out for each admission type (validating or admit).", "counter"}
+	conditionErrors = Metric{"apiserver_admission_match_condition_evaluation_errors_total", "[ALPHA] Admission match condition evaluation errors count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).", "counter"}
+	exclusions      = Metric{"apiserver_admission_match_condition_exclusions_total", "[ALPHA] Admission match condition evaluation exclusions count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).", "counter"}
 )
 
 // Metrics are all families that Collect may give samples of, in its order.
@@ -133,4 +135,18 @@ func (w *Webhooks) Collect(emit func(name, labels string, value float64)) {
 			emit(f.Name, labels, float64(m.counters[f][labels]))
 		}
 	}
+}
+
+// WriteMetrics writes all that Collect gives in the text format of Prometheus.
+func (w *Webhooks) WriteMetrics(to io.Writer) {
+	family := ""
+	w.Collect(func(name, labels string, value float64) {
+		for _, f := range Metrics {
+			if f.Name != family && (name == f.Name || f.Type == "histogram" && strings.HasPrefix(name, f.Name+"_")) {
+				family = f.Name
+				fmt.Fprintf(to, "# HELP %s %s\n# TYPE %s %s\n", f.Name, f.Help, f.Name, f.Type)
+			}
+		}
+		fmt.Fprintf(to, "%s{%s} %s\n", name, labels, strconv.FormatFloat(value, 'g', -1, 64))
+	})
 }

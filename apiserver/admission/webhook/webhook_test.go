@@ -487,6 +487,28 @@ func TestParallel(t *testing.T) {
 	}
 }
 
+// TestMetrics: the text that /metrics shows.
+func TestMetrics(t *testing.T) {
+	b := newBed(t)
+	b.validatingBy("c", validatingHook("h.example.com", serve(t, deny(nil)).client()))
+	if err := b.run(b.createPod()); err == nil {
+		t.Fatal("allowed")
+	}
+	var out strings.Builder
+	b.WriteMetrics(&out)
+	for _, want := range []string{
+		"# TYPE apiserver_admission_webhook_admission_duration_seconds histogram\n",
+		`apiserver_admission_webhook_admission_duration_seconds_bucket{name="h.example.com",type="validating",operation="CREATE",rejected="true",le="+Inf"} 1` + "\n",
+		`apiserver_admission_webhook_admission_duration_seconds_count{name="h.example.com",type="validating",operation="CREATE",rejected="true"} 1` + "\n",
+		`apiserver_admission_webhook_request_total{name="h.example.com",type="validating",operation="CREATE",code="400",rejected="true"} 1` + "\n",
+		`apiserver_admission_webhook_rejection_count{name="h.example.com",type="validating",operation="CREATE",error_type="no_error",rejection_code="400"} 1` + "\n",
+	} {
+		if strings.Count(out.String(), want) != 1 {
+			t.Errorf("no %q in\n%s", want, out.String())
+		}
+	}
+}
+
 func TestExempt(t *testing.T) {
 	b := newBed(t)
 	s := serve(t, deny(nil))
