@@ -105,6 +105,8 @@ type Config struct {
 	InflightBytes int64
 	// Audit records requests; nil records none.
 	Audit *audit.Recorder
+	// Stale tells that an entry is stored in a form that writing it again would change; see write.Chain.
+	Stale func(*store.Entry) bool
 	// Collect write what else /metrics shows, in the text format of Prometheus.
 	Collect []func(io.Writer)
 	// EncodingBytes bounds what is kept of encoded objects for further readers, 32 MiB if zero.
@@ -188,7 +190,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	rights := &escalation{authorizer: s.authz, rbac: rbac}
 	s.chain = &write.Chain{
-		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log, Fields: managed.New(),
+		Store: cfg.Store, Registry: cfg.Registry, Now: cfg.Now, Log: cfg.Log, Fields: managed.New(), Stale: cfg.Stale,
 	}
 	s.policies = policy.New(policy.Config{Registry: cfg.Registry, Authorizer: s.authz, Types: s.chain.Fields.Types})
 	s.webhooks = s.newWebhooks()

@@ -57,6 +57,7 @@ type Cluster struct {
 	state      *state
 	keys       *pki
 	store      store.Store
+	stale      func(*store.Entry) bool // stored in another form than would be written today; nil: none is
 	registry   *api.Registry
 	custom     *custom.Registrar
 	aggregator *aggregate.Aggregator

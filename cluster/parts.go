@@ -147,12 +147,17 @@ func (c *Cluster) startStore(context.Context) (func(context.Context) error, stri
 		}
 	}
 	opts := client.StoreOptions(c.registry, 0)
-	opts.Codec = encrypt.Wrap(opts.Codec, keys)
+	codec := encrypt.Wrap(opts.Codec, keys)
+	opts.Codec = codec
 	s, err := pebble.Open(c.state.path("store"), opts, c.log)
 	if err != nil {
 		return nil, "", c.explainStore(err)
 	}
 	c.store = s
+	if keys != nil {
+		opened := s.Snapshot().Revision()
+		c.stale = func(e *store.Entry) bool { return e.Revision <= opened && codec.Stale(e.Key) }
+	}
 	stopForgetting := c.run("compaction", c.forgetHistory)
 	stop := func(ctx context.Context) error { return errors.Join(stopForgetting(ctx), s.Close()) }
 	return stop, fmt.Sprintf("revision %d", s.Snapshot().Revision()), nil
@@ -242,7 +247,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		return nil, "", err
 	}
 	c.server, err = apiserver.New(apiserver.Config{
-		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder,
+		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder, Stale: c.stale,
 		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		Verifiers: verifiers, Anonymous: anonymous,

@@ -16,19 +16,27 @@ var ErrKey = errors.New("encrypted data cannot be read")
 // marker is how every encrypted value begins.
 var marker = []byte("k8s:enc:")
 
-// codec encrypts behind another codec.
-type codec struct {
+// Codec encrypts behind another codec. It is safe for concurrent use.
+type Codec struct {
 	store.Codec
 	config *Config
 	chosen sync.Map // resource -> []transformer
+	stale  sync.Map // store.Key -> struct{}
 }
 
 // Wrap returns a codec whose stored form is encrypted as the configuration says. With a nil Config it encrypts nothing, and
 // says so when it meets data that is.
-func Wrap(inner store.Codec, c *Config) store.Codec { return &codec{Codec: inner, config: c} }
+func Wrap(inner store.Codec, c *Config) *Codec { return &Codec{Codec: inner, config: c} }
+
+// Stale tells whether what was read of a key was in another form than would be written today: with another key, or in plain text.
+// Once it was written since, the answer means nothing.
+func (c *Codec) Stale(key store.Key) bool {
+	_, ok := c.stale.Load(key)
+	return ok
+}
 
 // providers are those of a resource, nil if it is not to be encrypted.
-func (c *codec) providers(resource string) []transformer {
+func (c *Codec) providers(resource string) []transformer {
 	if c.config == nil {
 		return nil
 	}
@@ -59,7 +67,7 @@ func (c *Config) providers(resource string) []transformer {
 }
 
 // Encode implements store.Codec.
-func (c *codec) Encode(key store.Key, obj any) ([]byte, error) {
+func (c *Codec) Encode(key store.Key, obj any) ([]byte, error) {
 	data, err := c.Codec.Encode(key, obj)
 	if err != nil {
 		return nil, err
@@ -76,15 +84,19 @@ func (c *codec) Encode(key store.Key, obj any) ([]byte, error) {
 }
 
 // Decode implements store.Codec.
-func (c *codec) Decode(key store.Key, data []byte) (any, error) {
+func (c *Codec) Decode(key store.Key, data []byte) (any, error) {
 	plain, err := c.plain(key, data)
 	if err != nil {
 		return nil, err
 	}
+	// What identity would write has no prefix, and so must the data.
+	if p := c.providers(key.Resource); len(p) > 0 && (!bytes.HasPrefix(data, []byte(p[0].prefix)) || p[0].prefix == "" && bytes.HasPrefix(data, marker)) {
+		c.stale.Store(key, struct{}{})
+	}
 	return c.Codec.Decode(key, plain)
 }
 
-func (c *codec) plain(key store.Key, data []byte) ([]byte, error) {
+func (c *Codec) plain(key store.Key, data []byte) ([]byte, error) {
 	encrypted := bytes.HasPrefix(data, marker)
 	providers := c.providers(key.Resource)
 	if !encrypted {

@@ -153,9 +153,11 @@ func TestRefusedConfigs(t *testing.T) {
 // TestOnDisk: nothing of a secret is in the files of a store, whose contents survive being opened with the old key behind a new one.
 func TestOnDisk(t *testing.T) {
 	dir := t.TempDir()
+	var wrapped *encrypt.Codec
 	open := func(c *encrypt.Config) (store.Store, error) {
 		opts := client.StoreOptions(api.NewRegistry(builtin.Kinds()...), 0)
-		opts.Codec = encrypt.Wrap(opts.Codec, c)
+		wrapped = encrypt.Wrap(opts.Codec, c)
+		opts.Codec = wrapped
 		return pebble.Open(dir, opts, slog.New(slog.DiscardHandler))
 	}
 	must := func(c *encrypt.Config) store.Store {
@@ -178,13 +180,20 @@ func TestOnDisk(t *testing.T) {
 	if got := string(e.Object.(*corev1.Secret).Data["k"]); got != plain {
 		t.Fatalf("read %q", got)
 	}
+	if !wrapped.Stale(key) {
+		t.Error("a value of the old key is not stale")
+	}
 	changed := e.Object.(*corev1.Secret).DeepCopy()
 	changed.Labels = map[string]string{"again": "1"}
 	if _, _, err := s.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: key, Object: changed, Expect: e.Revision}}}); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.Close()
-	s = must(config(t, "secrets", one("aesgcm", secretKey("key2", 2)))) // the old key is not needed any more
+	s = must(config(t, "secrets", one("aesgcm", secretKey("key2", 2))))
+	if wrapped.Stale(key) {
+		t.Error("a value of the new key is stale")
+	}
+	// The old key is not needed any more.
 	_ = s.Close()
 	noPlain(t, dir)
 	if _, err := open(nil); !errors.Is(err, encrypt.ErrKey) {
