@@ -375,7 +375,10 @@ func TestWebhook(t *testing.T) {
 		}
 		send(3)
 		time.Sleep(29 * time.Second)
-		if server.refuse != 2 {
+		server.mu.Lock()
+		refused := 2 - server.refuse
+		server.mu.Unlock()
+		if refused != 0 {
 			t.Error("a list that is not full was sent before its time")
 		}
 		time.Sleep(2 * time.Second) // sent and refused, then again after 10 and 15 s
