@@ -170,7 +170,8 @@ func (l *Log) rotate() error {
 		return err
 	}
 	l.tidying.Wait() // the one before is long over
-	l.tidying.Go(func() { l.tidy(l.opts.Now()) })
+	now := l.opts.Now()
+	l.tidying.Go(func() { l.tidy(now) })
 	return l.open()
 }
 

@@ -17,7 +17,9 @@ type schema struct {
 	name, uid string
 	spec      *flowcontrolv1.FlowSchemaSpec
 	by        flowcontrolv1.FlowDistinguisherMethodType
-	level     *level
+	level     *level // its fields are guarded by Gate.mu; what is needed without stands here too
+	levelUID  string
+	exempt    bool
 	series    *series
 }
 

@@ -191,15 +191,17 @@ func TestQueuesAreBounded(t *testing.T) {
 		}
 		synctest.Wait()
 		full := len(results)
-		if level.waiting > 6*50 || full < 2000-6*50-60 {
-			t.Errorf("%d wait and %d were refused", level.waiting, full)
+		g.mu.Lock()
+		waiting := level.waiting
+		g.mu.Unlock()
+		if waiting > 6*50 || full < 2000-6*50-60 {
+			t.Errorf("%d wait and %d were refused", waiting, full)
 		}
 		for range full {
 			if why := <-results; why != string(queueFull) {
 				t.Fatalf("refused because of %s", why)
 			}
 		}
-		waiting := level.waiting
 		time.Sleep(16 * time.Second)
 		wg.Wait()
 		if len(results) != waiting || <-results != string(timeOut) {

@@ -85,7 +85,7 @@ func (g *Gate) Update(schemas []*flowcontrolv1.FlowSchema, levels []*flowcontrol
 		if l == nil {
 			continue
 		}
-		made := schema{name: s.Name, uid: string(s.UID), spec: &s.Spec, level: l, series: g.seriesOf(s.Name, l.name)}
+		made := schema{name: s.Name, uid: string(s.UID), spec: &s.Spec, level: l, levelUID: l.uid, exempt: l.exempt, series: g.seriesOf(s.Name, l.name)}
 		if s.Spec.DistinguisherMethod != nil {
 			made.by = s.Spec.DistinguisherMethod.Type
 		}
@@ -121,8 +121,8 @@ func (g *Gate) Enter(ctx context.Context, info *route.Info, user *client.User, w
 	if s == nil {
 		return Pass{}, nil
 	}
-	p := Pass{gate: g, level: s.level, width: width, Schema: s.uid, Level: s.level.uid, series: s.series}
-	if !g.reserve(bytes, s.level.exempt) {
+	p := Pass{gate: g, level: s.level, width: width, Schema: s.uid, Level: s.levelUID, series: s.series}
+	if !g.reserve(bytes, s.exempt) {
 		s.series.reject(tooManyBytes)
 		p.gate = nil
 		return p, &Rejected{tooManyBytes}
