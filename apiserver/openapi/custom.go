@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -73,13 +74,14 @@ func (g *group) identify(w io.Writer) {
 	}
 }
 
-// documentV3 makes the document of the group version.
-func (g *group) documentV3() ([]byte, error) {
+// writeV3 makes the document of the group version.
+func (g *group) writeV3(w io.Writer) error {
 	t := frame()
 	schemas := maps.Clone(t.schemas)
 	paths := map[string]any{}
 	for _, d := range g.definitions {
-		r := newResource(d, g.version, false)
+		r := newResource(d, g.version)
+		r.fill(d, false)
 		schemas[r.model(r.kind)] = r.object
 		schemas[r.model(r.listKind)] = r.list
 		if r.scale {
@@ -89,7 +91,7 @@ func (g *group) documentV3() ([]byte, error) {
 			paths[path] = item.v3()
 		}
 	}
-	return json.Marshal(map[string]any{
+	return json.NewEncoder(w).Encode(map[string]any{
 		"openapi":    "3.0.0",
 		"info":       t.info,
 		"paths":      paths,
@@ -97,22 +99,47 @@ func (g *group) documentV3() ([]byte, error) {
 	})
 }
 
-// documentV2 gives the definitions and paths that all custom resources add to the document in the second version.
-func documentV2(groups map[string]*group) (defs, paths map[string]any) {
-	t := frame()
-	defs, paths = map[string]any{}, map[string]any{}
-	for _, where := range slices.Sorted(maps.Keys(groups)) {
-		g := groups[where]
-		for _, d := range g.definitions {
-			r := newResource(d, g.version, true)
-			defs[r.model(r.kind)] = r.object
-			defs[r.model(r.listKind)] = r.list
-			for path, item := range r.paths(t) {
-				paths[path] = item.v2()
+// entries are the members of a section of a document, one after the other.
+type entries = iter.Seq2[string, any]
+
+// definitionsV2 are those that all custom resources add to the document in the second version, pathsV2 their paths. Each is
+// made when its turn comes.
+func definitionsV2(groups map[string]*group) entries {
+	return func(yield func(string, any) bool) {
+		for d, g := range all(groups) {
+			r := newResource(d, g.version)
+			r.fill(d, true)
+			if !yield(r.model(r.kind), r.object) || !yield(r.model(r.listKind), r.list) {
+				return
 			}
 		}
 	}
-	return defs, paths
+}
+
+func pathsV2(groups map[string]*group) entries {
+	return func(yield func(string, any) bool) {
+		for d, g := range all(groups) {
+			items := newResource(d, g.version).paths(frame())
+			for _, path := range slices.Sorted(maps.Keys(items)) {
+				if !yield(path, items[path].v2()) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// all walks all definitions with the group versions that they are in, in order.
+func all(groups map[string]*group) iter.Seq2[definition, *group] {
+	return func(yield func(definition, *group) bool) {
+		for _, where := range slices.Sorted(maps.Keys(groups)) {
+			for _, d := range groups[where].definitions {
+				if !yield(d, groups[where]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // resource is one custom resource in one version, as a document shows it.
@@ -122,7 +149,8 @@ type resource struct {
 	object, list                           *spec.Schema
 }
 
-func newResource(d definition, version string, v2 bool) *resource {
+// newResource describes a resource but for its schemas, which fill makes.
+func newResource(d definition, version string) *resource {
 	r := &resource{
 		group: d.Spec.Group, version: version, plural: d.Spec.Names.Plural,
 		kind: d.Spec.Names.Kind, listKind: d.Spec.Names.ListKind,
@@ -132,15 +160,19 @@ func newResource(d definition, version string, v2 bool) *resource {
 	if s := v.Subresources; s != nil {
 		r.status, r.scale = s.Status != nil, s.Scale != nil
 	}
+	return r
+}
+
+func (r *resource) fill(d definition, v2 bool) {
+	v := find(d, r.version)
 	r.object = objectSchema(d, v, v2)
 	r.list = r.listSchema(v2)
 	for kind, s := range map[string]*spec.Schema{r.kind: r.object, r.listKind: r.list} {
-		s.AddExtension("x-kubernetes-group-version-kind", []any{map[string]any{"group": r.group, "version": version, "kind": kind}})
+		s.AddExtension("x-kubernetes-group-version-kind", []any{map[string]any{"group": r.group, "version": r.version, "kind": kind}})
 		if fields := selectable(v); fields != nil {
 			s.AddExtension("x-kubernetes-selectable-fields", fields)
 		}
 	}
-	return r
 }
 
 // find returns a version of a definition; the caller found its name there.

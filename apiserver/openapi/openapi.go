@@ -73,7 +73,7 @@ type madeDocument struct {
 }
 
 // document returns the compressed document of a path that has a tag, and makes it if it is no longer there.
-func (p *Publisher) document(path, tag string, make func() ([]byte, error)) ([]byte, error) {
+func (p *Publisher) document(path, tag string, write func(io.Writer) error) ([]byte, error) {
 	p.mu.Lock()
 	if m, ok := p.made[path]; ok && m.tag == tag {
 		if data := m.data.Value(); data != nil {
@@ -82,11 +82,10 @@ func (p *Publisher) document(path, tag string, make func() ([]byte, error)) ([]b
 		}
 	}
 	p.mu.Unlock()
-	plain, err := make()
+	data, err := compress(write)
 	if err != nil {
 		return nil, err
 	}
-	data := compress(plain)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.keep(path, madeDocument{tag, weak.Make(&data)})
@@ -111,12 +110,28 @@ func (p *Publisher) keep(path string, m madeDocument) {
 	p.made[path] = m
 }
 
-func compress(plain []byte) []byte {
+// compress returns what write writes. The whole of it is never in memory.
+func compress(write func(io.Writer) error) ([]byte, error) {
 	var buf bytes.Buffer
-	z, _ := gzip.NewWriterLevel(&buf, gzip.BestSpeed) // the level is one that there is
-	_, _ = z.Write(plain)                             // a buffer takes everything
-	_ = z.Close()
-	return bytes.Clone(buf.Bytes())
+	z, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed)
+	if err != nil {
+		return nil, err
+	}
+	if err := write(z); err != nil {
+		return nil, err
+	}
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return bytes.Clone(buf.Bytes()), nil
+}
+
+// plain writes bytes that are there already.
+func plain(data []byte) func(io.Writer) error {
+	return func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	}
 }
 
 func decompress(data []byte) ([]byte, error) {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -37,16 +38,16 @@ func (p *Publisher) V2() http.Handler {
 			return
 		}
 		tag := tagV2(file, groups, remote)
-		data, err := p.document(file, tag, func() ([]byte, error) {
-			plain, err := decompress(base)
+		data, err := p.document(file, tag, func(w io.Writer) error {
+			text, err := decompress(base)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			more := additions(groups, remote)
 			if file == fileV2P {
-				return more.appendTo(plain)
+				return more.appendTo(w, text)
 			}
-			return more.mergeInto(plain)
+			return more.mergeInto(w, text)
 		})
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -93,16 +94,41 @@ func (p *Publisher) remoteV2() []remoteDocument {
 
 // additionsV2 are the definitions and paths that go into the document beside the embedded ones.
 type additionsV2 struct {
-	definitions, paths map[string]any
+	groups             map[string]*group // custom resources
+	models             map[string]bool   // the names of their definitions
+	definitions, paths map[string]any    // of aggregated servers
 }
 
 func additions(groups map[string]*group, remote []remoteDocument) *additionsV2 {
-	a := &additionsV2{}
-	a.definitions, a.paths = documentV2(groups)
+	a := &additionsV2{groups: groups, models: map[string]bool{}, definitions: map[string]any{}, paths: map[string]any{}}
+	for d, g := range all(groups) {
+		r := newResource(d, g.version)
+		a.models[r.model(r.kind)], a.models[r.model(r.listKind)] = true, true
+	}
 	for i := range remote {
 		a.addRemote(&remote[i]) //nolint:errcheck // what a server says wrongly is left out
 	}
 	return a
+}
+
+// section is everything that goes into a section of the document.
+func (a *additionsV2) section(name string) entries {
+	custom, remote := definitionsV2(a.groups), a.definitions
+	if name == "paths" {
+		custom, remote = pathsV2(a.groups), a.paths
+	}
+	return func(yield func(string, any) bool) {
+		for name, entry := range custom {
+			if !yield(name, entry) {
+				return
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(remote)) {
+			if !yield(name, remote[name]) {
+				return
+			}
+		}
+	}
 }
 
 var errDocument = errors.New("not an OpenAPI v2 document")
@@ -172,7 +198,7 @@ func (a *additionsV2) nameFor(name string, def any, known map[string]bool) strin
 	to := name
 	for n := 2; ; n++ {
 		had, taken := a.definitions[to]
-		if !known[to] && (!taken || equal(had, def)) {
+		if !known[to] && !a.models[to] && (!taken || equal(had, def)) {
 			return to
 		}
 		to = fmt.Sprintf("%s_v%d", name, n)
@@ -286,58 +312,75 @@ func baseDefinitions() map[string]bool {
 	return names
 }
 
-// mergeInto puts the additions into a JSON document at the beginning of its sections. The document is not parsed: nothing of
+// mergeInto writes a JSON document with the additions at the beginning of its sections. The document is not parsed: nothing of
 // its own changes. A name that it has already keeps its meaning there, as far as clients take the last.
-func (a *additionsV2) mergeInto(doc []byte) ([]byte, error) {
+func (a *additionsV2) mergeInto(w io.Writer, doc []byte) error {
 	at, ok := sections(doc)
 	if !ok {
-		return nil, errDocument
+		return errDocument
 	}
-	type piece struct {
-		at   int
-		text []byte
-	}
-	var pieces []piece
-	for name, add := range map[string]map[string]any{"definitions": a.definitions, "paths": a.paths} {
-		if len(add) == 0 {
-			continue
-		}
-		text, err := json.Marshal(add)
-		if err != nil {
-			return nil, err
-		}
-		text = text[1 : len(text)-1]
-		if next := bytes.TrimLeft(doc[at[name]:], " \t\r\n"); next[0] != '}' {
-			text = append(text, ',')
-		}
-		pieces = append(pieces, piece{at[name], text})
-	}
-	slices.SortFunc(pieces, func(x, y piece) int { return x.at - y.at })
-	var out bytes.Buffer
+	names := []string{"definitions", "paths"}
+	slices.SortFunc(names, func(x, y string) int { return at[x] - at[y] })
 	from := 0
-	for _, p := range pieces {
-		out.Write(doc[from:p.at])
-		out.Write(p.text)
-		from = p.at
+	for _, name := range names {
+		if _, err := w.Write(doc[from:at[name]]); err != nil {
+			return err
+		}
+		from = at[name]
+		empty := doc[space(doc, from)] == '}'
+		if err := writeMembers(w, a.section(name), !empty); err != nil {
+			return err
+		}
 	}
-	out.Write(doc[from:])
-	return out.Bytes(), nil
+	_, err := w.Write(doc[from:])
+	return err
 }
 
-// appendTo appends the additions to a document in protobuf: fields that come twice in a message are merged, by definition
-// of the encoding.
-func (a *additionsV2) appendTo(doc []byte) ([]byte, error) {
-	add := func(section string, entries map[string]any) {
-		for name, entry := range entries {
-			if data, err := message(section, name, entry); err == nil {
-				doc = append(doc, data...)
-			}
-			// What cannot be said in this form is left out of it, as upstream leaves out the entire document.
+// writeMembers writes the members of a JSON object, with a comma behind the last one if more follow.
+func writeMembers(w io.Writer, members entries, more bool) error {
+	first := true
+	for name, entry := range members {
+		key, err := json.Marshal(name)
+		if err != nil {
+			return err
+		}
+		value, err := json.Marshal(entry)
+		if err != nil {
+			return err
+		}
+		if !first {
+			key = append([]byte{','}, key...)
+		}
+		first = false
+		if _, err := w.Write(append(append(key, ':'), value...)); err != nil {
+			return err
 		}
 	}
-	add("definitions", a.definitions)
-	add("paths", a.paths)
-	return doc, nil
+	if more && !first {
+		_, err := w.Write([]byte{','})
+		return err
+	}
+	return nil
+}
+
+// appendTo writes a document in protobuf and behind it the additions: fields that come twice in a message are merged, by
+// definition of the encoding.
+func (a *additionsV2) appendTo(w io.Writer, doc []byte) error {
+	if _, err := w.Write(doc); err != nil {
+		return err
+	}
+	for _, section := range []string{"definitions", "paths"} {
+		for name, entry := range a.section(section) {
+			data, err := message(section, name, entry)
+			if err != nil {
+				continue // what cannot be said in this form is left out of it, where upstream leaves out the entire document
+			}
+			if _, err := w.Write(data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // message is a document that has one entry in one section and nothing else.

@@ -42,7 +42,7 @@ func (p *Publisher) V3() http.Handler {
 		}
 		hash := g.hash()
 		serveV3(w, r, where, hash, func() ([]byte, error) {
-			return p.document(where, hash, g.documentV3)
+			return p.document(where, hash, g.writeV3)
 		})
 	})
 }
@@ -120,11 +120,11 @@ func serveV3(w http.ResponseWriter, r *http.Request, where, hash string, get fun
 }
 
 func toProtobufV3(compressed []byte) ([]byte, error) {
-	plain, err := decompress(compressed)
+	text, err := decompress(compressed)
 	if err != nil {
 		return nil, err
 	}
-	doc, err := openapi_v3.ParseDocument(plain)
+	doc, err := openapi_v3.ParseDocument(text)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func toProtobufV3(compressed []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return compress(data), nil
+	return compress(plain(data))
 }
 
 // accepts tells whether the first media type that the client takes, of those that are offered here, is one of media. Names are
