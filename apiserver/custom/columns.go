@@ -3,11 +3,13 @@ package custom
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"coracle.dev/coracle/api"
@@ -112,4 +114,39 @@ func fields(v *apiextensionsv1.CustomResourceDefinitionVersion) map[string]func(
 		}
 	}
 	return out
+}
+
+// fieldValues remembers the selectable fields of objects that a webhook converts, so that each state of an object is
+// converted once for its selectors. Safe for concurrent use.
+type fieldValues struct {
+	mu  sync.Mutex // guards all below
+	all map[fieldKey]string
+}
+
+type fieldKey struct {
+	uid             types.UID
+	revision, field string
+}
+
+// maxFieldValues is how many values are remembered; when there are more, all are forgotten.
+const maxFieldValues = 10000
+
+func (f *fieldValues) get(key fieldKey, find func() (string, bool)) string {
+	f.mu.Lock()
+	value, ok := f.all[key]
+	f.mu.Unlock()
+	if ok {
+		return value
+	}
+	value, ok = find()
+	if !ok {
+		return ""
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.all == nil || len(f.all) >= maxFieldValues {
+		f.all = map[fieldKey]string{}
+	}
+	f.all[key] = value
+	return value
 }

@@ -2,6 +2,7 @@ package custom_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"runtime"
@@ -10,6 +11,7 @@ import (
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"sigs.k8s.io/yaml"
 
 	"coracle.dev/coracle/apiserver/custom"
@@ -157,19 +159,20 @@ func FuzzDefinition(f *testing.F) {
 	f.Add([]byte(`{"type":"object","properties":{"a":{"type":"integer","default":1}}}`), []byte(`{"a":1}`))
 	f.Add([]byte(`{"type":"object","x-kubernetes-preserve-unknown-fields":true}`), []byte(`{"metadata":{"labels":{"a":null}}}`))
 	f.Add([]byte(`{"type":"object","properties":{"a":{"type":"array","items":{"type":"object","x-kubernetes-embedded-resource":true}}}}`), []byte(`{"a":[{"kind":1}]}`))
+	base := parse(f, large(0))
 	f.Fuzz(func(t *testing.T, schema, object []byte) {
 		var props apiextensionsv1.JSONSchemaProps
-		if yaml.Unmarshal(schema, &props) != nil {
+		if json.Unmarshal(schema, &props) != nil {
 			return
 		}
-		d := parse(t, large(0))
+		d := base.DeepCopy()
 		d.Spec.Versions[0].Schema.OpenAPIV3Schema = &props
 		k, err := custom.New(d, d.Spec.Names, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		u := &unstructured.Unstructured{}
-		if yaml.Unmarshal(object, &u.Object) != nil || u.Object == nil {
+		if utiljson.Unmarshal(object, &u.Object) != nil || u.Object == nil {
 			return
 		}
 		if _, err := k.Hub().Settle(u, true); err != nil {

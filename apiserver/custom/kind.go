@@ -86,12 +86,16 @@ func (d *definition) view(name string) *api.Kind {
 	}
 	if d.webhook() != nil {
 		// What a selector compares is the object in the version of the request.
+		memory := &fieldValues{}
 		for name, get := range k.Fields {
 			k.Fields[name] = func(obj api.Object) string {
-				if o, err := k.Loaded(context.Background(), obj); err == nil {
-					obj = o
-				}
-				return get(obj)
+				return memory.get(fieldKey{obj.GetUID(), obj.GetResourceVersion(), name}, func() (string, bool) {
+					o, err := k.Loaded(context.Background(), obj)
+					if err != nil {
+						return "", false
+					}
+					return get(o), true
+				})
 			}
 		}
 	}
