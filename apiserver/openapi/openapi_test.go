@@ -407,8 +407,9 @@ func FuzzRemoteV2(f *testing.F) {
 	f.Add([]byte(`{"swagger":"2.0","paths":{"/apis/wardle.example.com/v1":{"$ref":"#/parameters/p"}},"parameters":{"p":{"$ref":"#/parameters/p"}}}`))
 	f.Add([]byte(`{"swagger":"2.0","definitions":{"A":{"$ref":"#/definitions/B","x-kubernetes-group-version-kind":[{"group":"wardle.example.com","version":"v1"}]},"B":{"$ref":"#/definitions/A"}}}`))
 	base := []byte(`{"swagger":"2.0","definitions":{"own":{"type":"string"}},"paths":{"/own":{}}}`)
+	known := baseDefinitions()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		a := &additionsV2{definitions: map[string]any{}, paths: map[string]any{}}
+		a := &additionsV2{definitions: map[string]any{}, paths: map[string]any{}, known: known}
 		err := a.addRemote(&remoteDocument{"wardle.example.com", "v1", data})
 		if err != nil && len(a.definitions)+len(a.paths) > 0 {
 			t.Fatal("a refused document left something behind")
@@ -425,7 +426,6 @@ func FuzzRemoteV2(f *testing.F) {
 		if doc.Paths["/own"] == nil || !equal(doc.Definitions["own"], map[string]any{"type": "string"}) {
 			t.Fatalf("the document's own part is gone: %s", merged)
 		}
-		known := baseDefinitions()
 		for name := range references(map[string]any{"d": a.definitions, "p": a.paths}, "#/definitions/") {
 			if _, ok := a.definitions[name]; !ok && !known[name] {
 				t.Fatalf("reference to %q, which is not there: %s", name, merged)

@@ -97,6 +97,7 @@ type additionsV2 struct {
 	groups             map[string]*group // custom resources
 	models             map[string]bool   // the names of their definitions
 	definitions, paths map[string]any    // of aggregated servers
+	known              map[string]bool   // names of embedded definitions; nil until they are needed
 }
 
 func additions(groups map[string]*group, remote []remoteDocument) *additionsV2 {
@@ -153,7 +154,10 @@ func (a *additionsV2) addRemote(d *remoteDocument) error {
 			paths[path] = inlined(item, doc.Parameters, 0)
 		}
 	}
-	known := baseDefinitions()
+	if a.known == nil {
+		a.known = baseDefinitions()
+	}
+	known := a.known
 	names := map[string]string{} // of the remote document, to those here
 	defs := map[string]any{}
 	var need func(v any)
