@@ -66,7 +66,7 @@ func cleanParts(maps io.Reader, file string) ([]part, error) {
 			}
 			continue
 		}
-		if mine && (name == "Anonymous" || name == "Private_Dirty") && strings.TrimSpace(value) != "0 kB" {
+		if mine && name == "Anonymous" && strings.TrimSpace(value) != "0 kB" {
 			parts, mine = parts[:len(parts)-1], false
 		}
 	}

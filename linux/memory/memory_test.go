@@ -48,7 +48,7 @@ func TestWrittenPagesStay(t *testing.T) {
 func TestCleanParts(t *testing.T) {
 	const maps = `00400000-00fd2000 r-xp 00000000 fe:00 1234                           /opt/prog
 Size:              12104 kB
-Private_Dirty:         0 kB
+Private_Dirty:        40 kB
 Anonymous:             0 kB
 VmFlags: rd ex mr mw me
 00fd2000-019ab000 r--p 00bd2000 fe:00 1234                           /opt/prog
