@@ -84,7 +84,9 @@ func main() {
 	}
 }
 
-func (g *generator) fail(format string, args ...any) { g.bad = append(g.bad, fmt.Sprintf(format, args...)) }
+func (g *generator) fail(format string, args ...any) {
+	g.bad = append(g.bad, fmt.Sprintf(format, args...))
+}
 
 func name(t reflect.Type) string { return t.PkgPath() + "." + t.Name() }
 
