@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"sync"
-	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -37,7 +36,7 @@ const frontProxyName = "front-proxy-client"
 
 // frontProxy is that certificate, made when the first aggregated server asks for it.
 func (c *Cluster) frontProxy() (*tls.Certificate, error) {
-	cert, key, err := c.keys.frontProxy.issue(leaf{name: frontProxyName, cn: frontProxyName}, time.Now())
+	cert, key, err := c.keys.frontProxy.issue(leaf{name: frontProxyName, cn: frontProxyName}, c.now())
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +116,7 @@ func (c *Cluster) apiServices() apiservice.Config {
 // startAggregation runs the loops that call aggregated servers. They have an engine of their own: nobody waits for what a server
 // elsewhere does, and its failures are not ours.
 func (c *Cluster) startAggregation(context.Context) (func(context.Context) error, string, error) {
-	engine := reconcile.NewEngine(c.client, c.log, time.Now)
+	engine := reconcile.NewEngine(c.client, c.log, c.now)
 	engine.Add(apiservice.RemoteLoops(c.apiServices())...)
 	return c.run("aggregation", engine.Run), "", nil
 }

@@ -11,6 +11,7 @@ import (
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/apiserver"
 	"coracle.dev/coracle/apiserver/aggregate"
+	"coracle.dev/coracle/apiserver/backend"
 	"coracle.dev/coracle/apiserver/custom"
 	"coracle.dev/coracle/apiserver/openapi"
 	"coracle.dev/coracle/client"
@@ -18,6 +19,7 @@ import (
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
+	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
 )
@@ -41,6 +43,9 @@ type Options struct {
 	Log *slog.Logger
 	// Progress is called from one goroutine as parts start. May be nil.
 	Progress func(Step)
+	// Memory, if not nil, asks for a cluster that lives in this process alone; Config then says nothing but Domain and how
+	// many nodes are simulated.
+	Memory *Memory
 }
 
 // Cluster is a running cluster. Its methods are safe for concurrent use.
@@ -52,14 +57,18 @@ type Cluster struct {
 	ready    time.Duration
 	url      string
 	context  string
+	memory   *Memory // nil: it has a data directory and a port
+	now      func() time.Time
 
 	// The parts, in the order in which they are made.
 	state      *state
 	keys       *pki
 	store      store.Store
+	codec      store.Codec             // of a cluster in memory, nil otherwise
 	stale      func(*store.Entry) bool // stored in another form than would be written today; nil: none is
 	registry   *api.Registry
 	custom     *custom.Registrar
+	backends   *backend.Pool
 	aggregator *aggregate.Aggregator
 	documents  *openapi.Publisher
 	server     *apiserver.Server
@@ -69,6 +78,7 @@ type Cluster struct {
 	balancer   *nft.Balancer
 	pods       *network.Pods
 	node       nodeAPI
+	simulated  *simulated.Agent // of a cluster in memory, nil otherwise
 
 	stops []running // in the order of their start
 
@@ -101,8 +111,12 @@ type part struct {
 // answers, and the node, if there is one, is Ready. If one fails, those before it
 // are stopped again. ctx bounds the start, not the life of the cluster.
 func Start(ctx context.Context, cfg Config, opts Options) (_ *Cluster, err error) {
-	c := &Cluster{cfg: cfg, log: opts.Log, progress: opts.Progress, began: time.Now(),
+	c := &Cluster{cfg: cfg, log: opts.Log, progress: opts.Progress, memory: opts.Memory, now: time.Now,
 		stopAsked: make(chan struct{}), failed: make(chan struct{})}
+	if c.memory != nil && c.memory.Now != nil {
+		c.now = c.memory.Now
+	}
+	c.began = c.now()
 	if c.progress == nil {
 		c.progress = func(Step) {}
 	}
@@ -127,7 +141,7 @@ func Start(ctx context.Context, cfg Config, opts Options) (_ *Cluster, err error
 		c.log.Info("started", "part", p.name, "took", took)
 	}
 	c.mu.Lock()
-	c.ready = time.Since(c.began)
+	c.ready = c.now().Sub(c.began)
 	c.mu.Unlock()
 	return c, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"coracle.dev/coracle/apiserver/custom"
@@ -39,6 +40,7 @@ import (
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network/service"
+	"coracle.dev/coracle/reconcile"
 )
 
 // Defaults of upstream's controller manager.
@@ -50,54 +52,16 @@ const (
 
 // startControllers gives the engine its loops and runs it.
 func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) error, string, error) {
-	host, err := link.HostAddr()
+	host, err := c.host()
 	if err != nil {
 		return nil, "", err
 	}
-	if bind, err := netip.ParseAddr(c.cfg.Bind); err == nil && !bind.IsUnspecified() {
-		host = bind
+	c.engine.Add(c.serverLoops(host)...)
+	for _, l := range c.managerLoops() {
+		if c.memory == nil || c.memory.Loops == nil || c.memory.Loops(l.Name) {
+			c.engine.Add(l)
+		}
 	}
-	objects := bootstrap.Config{ServiceCIDRs: []netip.Prefix{c.serviceRange()},
-		Endpoints:      []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))},
-		Authentication: c.authenticationData()}
-	if c.cfg.Nodes.Real {
-		objects.DNS = c.serviceIP(dnsIndex)
-	}
-	c.engine.Add(
-		bootstrap.Loop(objects),
-		namespace.Loop(c.registry),
-		serviceaccount.Loop(),
-		rootca.Loop(c.keys.caPEM),
-		deployment.Loop(),
-		replicaset.Loop(),
-		replicaset.ReplicationControllerLoop(),
-		statefulset.Loop(),
-		daemonset.Loop(),
-		eventttl.Loop(eventLife),
-		garbage.Loop(c.registry),
-		endpointslice.Loop(),
-		endpointslice.MirrorLoop(),
-		endpoints.Loop(),
-		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
-		podgc.Loop(terminatedPods),
-	)
-	c.engine.Add(apiservice.Loops(c.apiServices())...)
-	c.engine.Add(admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}))
-	c.engine.Add(accounttoken.Loop(c.accountTokens()))
-	c.engine.Add(bootstraptoken.Loops(c.newNodes(host))...)
-	c.engine.Add(cronjob.Loop(), ipaddress.Loop())
-	c.engine.Add(flowcontrol.Loop(c.server.Fairness().Update), c.serverLease())
-	c.engine.Add(customresource.Loops(customresource.Config{
-		Registry: c.registry, Serve: c.custom.Serve,
-		BuiltIn: func(resource string) bool { k := c.registry.ByName(resource); return k != nil && !custom.Is(k) },
-	})...)
-	c.engine.Add(rbac.Loops()...)
-	c.engine.Add(resourcequota.Loop(c.registry))
-	c.engine.Add(protection.Loops()...)
-	c.engine.Add(job.Loops()...)
-	c.engine.Add(certificates.Loops(c.certificateLoops())...)
-	c.engine.Add(disruption.Loops()...)
-	c.engine.Add(nodelifecycle.Loops(nodelifecycle.Config{Started: c.began})...)
 	if c.cfg.Nodes.Real {
 		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})
 		if err != nil {
@@ -111,4 +75,68 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		return nil, "", errors.Join(err, stop(context.WithoutCancel(ctx)))
 	}
 	return stop, "", nil
+}
+
+// host is the address at which pods reach the API.
+func (c *Cluster) host() (netip.Addr, error) {
+	if c.memory != nil {
+		return memoryHost, nil
+	}
+	if bind, err := netip.ParseAddr(c.cfg.Bind); err == nil && !bind.IsUnspecified() {
+		return bind, nil
+	}
+	return link.HostAddr()
+}
+
+// serverLoops are those without which the API is not whole; upstream has them in its API server. Every cluster runs them.
+func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
+	objects := bootstrap.Config{ServiceCIDRs: []netip.Prefix{c.serviceRange()},
+		Endpoints:      []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))},
+		Authentication: c.authenticationData()}
+	if c.cfg.Nodes.Real {
+		objects.DNS = c.serviceIP(dnsIndex)
+	}
+	loops := []reconcile.Loop{
+		bootstrap.Loop(objects),
+		eventttl.Loop(eventLife),
+		admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}),
+		ipaddress.Loop(),
+		flowcontrol.Loop(c.server.Fairness().Update),
+		c.serverLease(),
+	}
+	loops = append(loops, apiservice.Loops(c.apiServices())...)
+	loops = append(loops, customresource.Loops(customresource.Config{
+		Registry: c.registry, Serve: c.custom.Serve,
+		BuiltIn: func(resource string) bool { k := c.registry.ByName(resource); return k != nil && !custom.Is(k) },
+	})...)
+	return append(loops, bootstraptoken.Loops(c.newNodes(host))...)
+}
+
+// managerLoops are those of upstream's controller manager. A cluster in memory may leave some of them out.
+func (c *Cluster) managerLoops() []reconcile.Loop {
+	return slices.Concat([]reconcile.Loop{
+		namespace.Loop(c.registry),
+		serviceaccount.Loop(),
+		rootca.Loop(c.keys.caPEM),
+		deployment.Loop(),
+		replicaset.Loop(),
+		replicaset.ReplicationControllerLoop(),
+		statefulset.Loop(),
+		daemonset.Loop(),
+		garbage.Loop(c.registry),
+		endpointslice.Loop(),
+		endpointslice.MirrorLoop(),
+		endpoints.Loop(),
+		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
+		podgc.Loop(terminatedPods),
+		accounttoken.Loop(c.accountTokens()),
+		cronjob.Loop(),
+		resourcequota.Loop(c.registry),
+	},
+		rbac.Loops(),
+		protection.Loops(),
+		job.Loops(),
+		certificates.Loops(c.certificateLoops()),
+		disruption.Loops(),
+		nodelifecycle.Loops(nodelifecycle.Config{Started: c.began}))
 }

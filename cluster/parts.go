@@ -27,6 +27,7 @@ import (
 	"coracle.dev/coracle/api/builtin"
 	"coracle.dev/coracle/apiserver"
 	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/audit"
 	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/apiserver/backend"
 	"coracle.dev/coracle/apiserver/custom"
@@ -45,6 +46,9 @@ import (
 
 // parts lists everything in the order of its start. What a line needs stands above it.
 func (c *Cluster) parts() []part {
+	if c.memory != nil {
+		return c.memoryParts()
+	}
 	parts := []part{
 		{name: "state", start: c.startState},
 		{name: "store", start: c.startStore},
@@ -229,25 +233,36 @@ func (c *Cluster) nodes(name string) (http.Handler, error) {
 	return nil, fmt.Errorf("node %s does not run containers in this process", name)
 }
 
-func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string, error) {
+// makeAPI makes the API server and who reads and writes through it: clients within the process and the engine of the loops.
+// The recorder is nil if nothing is recorded. It starts nothing.
+func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 	clientCA := x509.NewCertPool()
 	clientCA.AddCert(c.keys.caCert)
 	backends := &backend.Pool{Snapshot: c.store.Snapshot, Dial: (&net.Dialer{Timeout: 30 * time.Second}).DialContext}
+	if c.memory != nil {
+		backends.Inside = c.memory.Backend
+	}
+	c.backends = backends
 	c.custom = &custom.Registrar{Store: c.store, Registry: c.registry, Backends: backends, Log: c.log}
 	c.custom.Load()
+	if c.memory != nil {
+		if err := c.restore(false); err != nil {
+			return nil, err
+		}
+	}
 	c.aggregator = c.newAggregator(backends)
 	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served, Remote: c.aggregator.Documents}
 	c.documents = documents
 	verifiers, anonymous, err := c.access()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	recorder, err := c.openAudit()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	c.server, err = apiserver.New(apiserver.Config{
-		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder, Stale: c.stale,
+		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder, Stale: c.stale, Now: c.now,
 		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		Verifiers: verifiers, Anonymous: anonymous,
@@ -263,10 +278,18 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		Delegate: c.aggregator.Delegate, Aggregated: c.aggregator.Discovery,
 	})
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	c.client = localClient{c.store, c.server.Writer().(localWriter)}
-	c.engine = reconcile.NewEngine(c.client, c.log, time.Now)
+	c.engine = reconcile.NewEngine(c.client, c.log, c.now)
+	return recorder, nil
+}
+
+func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string, error) {
+	recorder, err := c.makeAPI()
+	if err != nil {
+		return nil, "", err
+	}
 	host, err := link.HostAddr()
 	if err != nil {
 		return nil, "", err
@@ -280,6 +303,23 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 		closeAll(listeners)
 		return nil, "", err
 	}
+	stopServing := c.serve(certificate, listeners...)
+	c.url = "https://" + net.JoinHostPort(c.reachable(), strconv.Itoa(c.cfg.Port))
+	stopCustom := c.run("custom resources", c.custom.Run)
+	stop := func(ctx context.Context) error {
+		defer stopCustom(ctx) //nolint:errcheck // it only follows the store
+		c.server.Close()
+		err := stopServing(ctx)
+		if recorder != nil {
+			err = errors.Join(err, recorder.Close(ctx))
+		}
+		return err
+	}
+	return stop, c.url, nil
+}
+
+// serve answers the API at listeners, until it is stopped.
+func (c *Cluster) serve(certificate tls.Certificate, listeners ...net.Listener) (stop func(context.Context) error) {
 	web := &http.Server{
 		Handler:           c.server.Handler(),
 		ReadHeaderTimeout: 30 * time.Second,
@@ -295,23 +335,15 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 			}
 		}()
 	}
-	c.url = "https://" + net.JoinHostPort(c.reachable(), strconv.Itoa(c.cfg.Port))
-	stopCustom := c.run("custom resources", c.custom.Run)
-	stop := func(ctx context.Context) error {
-		defer stopCustom(ctx) //nolint:errcheck // it only follows the store
-		c.server.Close()
+	return func(ctx context.Context) error {
 		bounded, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
 		err := web.Shutdown(bounded)
 		if err != nil {
 			err = web.Close()
 		}
-		if recorder != nil {
-			err = errors.Join(err, recorder.Close(ctx))
-		}
 		return err
 	}
-	return stop, c.url, nil
 }
 
 // served tells whether a resource is one of those that the API server answers for.
@@ -391,7 +423,7 @@ func (q quiet) Write(p []byte) (int, error) {
 func (c *Cluster) startScheduler(context.Context) (func(context.Context) error, string, error) {
 	user := client.User{Name: "system:kube-scheduler", Groups: []string{client.GroupAuthenticated}}
 	source := corev1.EventSource{Component: scheduler.Name}
-	s := scheduler.New(scheduler.Config{Client: c.client, Log: c.log,
+	s := scheduler.New(scheduler.Config{Client: c.client, Log: c.log, Now: c.now,
 		Record: func(ev reconcile.Event) { c.engine.Recorder().Record(user, source, ev) }})
 	return c.run("scheduler", s.Run), "", nil
 }
@@ -399,7 +431,7 @@ func (c *Cluster) startScheduler(context.Context) (func(context.Context) error, 
 // tokens issues service account tokens to the volumes of pods.
 func (c *Cluster) tokens() *authn.Tokens {
 	return &authn.Tokens{Key: c.keys.serviceAccounts, Issuer: c.issuer(), Audiences: []string{c.issuer()},
-		Snapshot: c.store.Snapshot, Now: time.Now}
+		Snapshot: c.store.Snapshot, Now: c.now}
 }
 
 func (c *Cluster) startDNS(context.Context) (func(context.Context) error, string, error) {

@@ -43,10 +43,13 @@ const (
 	leafLife = 365 * 24 * time.Hour
 )
 
-// loadPKI reads the keys of a state directory, or makes them if it has none.
+// loadPKI reads the keys of a state directory, or makes them if it has none. Without a directory ("") it makes keys that
+// live in memory alone.
 func loadPKI(dir string, now time.Time) (*pki, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
+	if dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
 	}
 	p := &pki{}
 	var err error
@@ -56,7 +59,7 @@ func loadPKI(dir string, now time.Time) (*pki, error) {
 	if p.frontProxy, err = loadAuthority(dir, "front-proxy-ca", "front-proxy-ca", now); err != nil {
 		return nil, err
 	}
-	if p.serviceAccounts, err = loadKey(filepath.Join(dir, "service-accounts.key")); err != nil {
+	if p.serviceAccounts, err = loadKey(file(dir, "service-accounts.key")); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -66,11 +69,11 @@ func loadPKI(dir string, now time.Time) (*pki, error) {
 func loadAuthority(dir, name, cn string, now time.Time) (authority, error) {
 	p := authority{dir: dir}
 	var err error
-	if p.caKey, err = loadKey(filepath.Join(dir, name+".key")); err != nil {
+	if p.caKey, err = loadKey(file(dir, name+".key")); err != nil {
 		return p, err
 	}
-	path := filepath.Join(dir, name+".crt")
-	p.caPEM, err = os.ReadFile(path)
+	path := file(dir, name+".crt")
+	p.caPEM, err = readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		template := &x509.Certificate{Subject: pkix.Name{CommonName: cn}, IsCA: true,
 			BasicConstraintsValid: true, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(caLife),
@@ -103,15 +106,15 @@ type leaf struct {
 // issue returns certificate and key of a leaf in PEM: those on disk if they are
 // still good for all hosts, otherwise new ones.
 func (p *authority) issue(l leaf, now time.Time) (cert, key []byte, err error) {
-	certPath, keyPath := filepath.Join(p.dir, l.name+".crt"), filepath.Join(p.dir, l.name+".key")
-	private, err := loadKey(keyPath)
+	certPath := file(p.dir, l.name+".crt")
+	private, err := loadKey(file(p.dir, l.name+".key"))
 	if err != nil {
 		return nil, nil, err
 	}
-	if key, err = os.ReadFile(keyPath); err != nil {
+	if key, err = keyPEM(private); err != nil {
 		return nil, nil, err
 	}
-	if cert, err = os.ReadFile(certPath); err == nil {
+	if cert, err = readFile(certPath); err == nil {
 		if c, err := parseCert(cert); err == nil && p.good(c, l, private, now) {
 			return cert, key, nil
 		}
@@ -171,19 +174,40 @@ func parseCert(data []byte) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
+// file is where a file of a directory is, "" for a directory that is in memory alone.
+func file(dir, name string) string {
+	if dir == "" {
+		return ""
+	}
+	return filepath.Join(dir, name)
+}
+
+// readFile is os.ReadFile; a path of "" is a file that does not exist.
+func readFile(path string) ([]byte, error) {
+	if path == "" {
+		return nil, fs.ErrNotExist
+	}
+	return os.ReadFile(path)
+}
+
+func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
+	der, err := x509.MarshalECPrivateKey(key)
+	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), err
+}
+
 // loadKey reads a private key, or makes it if the file does not exist.
 func loadKey(path string) (*ecdsa.PrivateKey, error) {
-	data, err := os.ReadFile(path)
+	data, err := readFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
 			return nil, err
 		}
-		der, err := x509.MarshalECPrivateKey(key)
+		data, err := keyPEM(key)
 		if err != nil {
 			return nil, err
 		}
-		return key, writeFile(path, pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), 0o600)
+		return key, writeFile(path, data, 0o600)
 	}
 	if err != nil {
 		return nil, err
@@ -200,8 +224,11 @@ func loadKey(path string) (*ecdsa.PrivateKey, error) {
 }
 
 // writeFile replaces a file in one step, so that a crash leaves the old one or
-// the new one.
+// the new one. A path of "" is written nowhere.
 func writeFile(path string, data []byte, mode fs.FileMode) error {
+	if path == "" {
+		return nil
+	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
