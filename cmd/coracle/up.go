@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -72,13 +71,9 @@ func next(context string) string {
 	return fmt.Sprintf("Type: kubectl --context %s get nodes   (or coracle kubectl get nodes)", context)
 }
 
-// gcPercent lets the heap grow to four times what is live between collections: a cluster at rest has some 10 MB
-// live, and collecting at each doubling of that took a quarter of the CPU of API work.
-const gcPercent = 300
-
 func upHere(ctx context.Context, out io.Writer, cfg cluster.Config, keep bool) error {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
+		defer memory.Pace().Stop()
 	}
 	show := progressTo(out)
 	log, closeLog, err := openLog(cfg)
