@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"coracle.dev/coracle/api/builtin"
+	"coracle.dev/coracle/apiserver/authn"
 	"coracle.dev/coracle/client"
 )
 
@@ -373,6 +375,50 @@ func TestAccessReviews(t *testing.T) {
 		&authorizationv1.SelfSubjectRulesReview{Spec: authorizationv1.SelfSubjectRulesReviewSpec{Namespace: "default"}}, metav1.CreateOptions{})
 	if !apierrors.IsForbidden(err) {
 		t.Errorf("a node without the default roles may not ask: %+v, %v", rules, err)
+	}
+}
+
+// verifier knows one token.
+type verifier struct{}
+
+func (verifier) Verify(_ context.Context, token string) (client.User, bool, error) {
+	switch token {
+	case "ann":
+		return client.User{Name: "ann", Groups: []string{"devs"}}, true, nil
+	case "old":
+		return client.User{}, false, errors.New("oidc: verify token: too old")
+	}
+	return client.User{}, false, nil
+}
+
+func TestVerifiersAndAnonymous(t *testing.T) {
+	e := start(t, builtin.Kinds(), func(c *Config) {
+		c.Verifiers = []authn.Verifier{verifier{}}
+		c.Anonymous = func(path string) bool { return path == "/livez" || strings.HasPrefix(path, "/api/v1/") }
+	})
+	e.everyone()
+	if u, err := whoami(t, e.bearer("ann")); err != nil || u.Username != "ann" || strings.Join(u.Groups, " ") != "devs system:authenticated" {
+		t.Errorf("%+v, %v", u, err)
+	}
+	for token, want := range map[string]string{"old": "[invalid bearer token, oidc: verify token: too old]", "none": "invalid bearer token"} {
+		r, err := e.typed.AuthenticationV1().TokenReviews().Create(ctx(t), &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
+		if err != nil || r.Status.Authenticated || r.Status.Error != want {
+			t.Errorf("%s: %+v, %v", token, r.Status, err)
+		}
+	}
+	// A token that says nothing of audiences is for the API server, and for nobody else.
+	r, err := e.typed.AuthenticationV1().TokenReviews().Create(ctx(t), &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: "ann", Audiences: []string{"vault"}}}, metav1.CreateOptions{})
+	if err != nil || r.Status.Authenticated {
+		t.Errorf("for another audience: %+v, %v", r.Status, err)
+	}
+	for path, want := range map[string]int{"/livez": 200, "/healthz": 401, "/api/v1/pods": 403, "/apis": 401} {
+		r, err := e.http.Client().Get(e.http.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := body(t, r); r.StatusCode != want || want == 403 && !strings.Contains(text, `User \"system:anonymous\" cannot list resource`) {
+			t.Errorf("%s: %d %s", path, r.StatusCode, text)
+		}
 	}
 }
 
