@@ -31,7 +31,7 @@ type bench struct {
 func main() {
 	bin := flag.String("bin", "bin", "directory with coracle and busybox-image")
 	out := flag.String("out", "docs/results/bench.md", "file to write the table to, empty for none")
-	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,list,watch,pods,schedule (default all)")
+	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule (default all)")
 	idle := flag.Duration("idle", time.Minute, "how long to watch the idle cluster")
 	flag.Parse()
 	dir, err := filepath.Abs(*bin)
@@ -46,8 +46,10 @@ func main() {
 		{"boot", b.boot},
 		{"idle", func() error { return b.idle(*idle) }},
 		{"api", b.api},
+		{"guarded", b.guarded},
 		{"list", b.list},
 		{"watch", b.watch},
+		{"definitions", b.definitions},
 		{"pods", b.pods},
 		{"schedule", b.schedule},
 	}

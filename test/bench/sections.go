@@ -14,7 +14,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 )
@@ -124,54 +123,6 @@ func (i *instance) each(n int, f func(k int) error) (cpu, wall time.Duration, er
 	}
 	after, err := i.cpu()
 	return (after - before) / time.Duration(n), wall / time.Duration(n), err
-}
-
-// api measures create, get, status patch and delete.
-func (b *bench) api() error {
-	for _, protobuf := range []bool{true, false} {
-		form := "JSON"
-		if protobuf {
-			form = "protobuf"
-		}
-		i, _, err := b.start("--nodes=none")
-		if err != nil {
-			return err
-		}
-		defer i.remove()
-		c, err := i.client(protobuf)
-		if err != nil {
-			return err
-		}
-		pods := c.CoreV1().Pods("default")
-		name := func(k int) string { return fmt.Sprintf("bench-%05d", k) }
-		patch := []byte(`{"status":{"phase":"Running","podIP":"10.0.0.1","conditions":[{"type":"Ready","status":"True"}]}}`)
-		zero := int64(0)
-		for _, op := range []struct {
-			name, budget string
-			do           func(k int) error
-		}{
-			{"create", "<= 540 us, aim 270", func(k int) error {
-				_, err := pods.Create(b.ctx, testPod(name(k)), metav1.CreateOptions{})
-				return err
-			}},
-			{"get", "<= 168 us, aim 84", func(k int) error { _, err := pods.Get(b.ctx, name(k), metav1.GetOptions{}); return err }},
-			{"status patch", "<= 760 us, aim 380", func(k int) error {
-				_, err := pods.Patch(b.ctx, name(k), types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
-				return err
-			}},
-			{"delete", "<= 580 us, aim 290", func(k int) error {
-				return pods.Delete(b.ctx, name(k), metav1.DeleteOptions{GracePeriodSeconds: &zero})
-			}},
-		} {
-			cpu, wall, err := i.each(objects, op.do)
-			if err != nil {
-				return fmt.Errorf("%s: %w", op.name, err)
-			}
-			b.add(fmt.Sprintf("pod %s, %s, 32 clients: server CPU", op.name, form), fmt.Sprintf("%d us", cpu.Microseconds()), op.budget)
-			b.add(fmt.Sprintf("pod %s, %s, 32 clients: throughput", op.name, form), fmt.Sprintf("%.0f/s", float64(time.Second)/float64(wall)), "")
-		}
-	}
-	return nil
 }
 
 // filled is a cluster with 5,000 pods that nobody runs.
