@@ -192,3 +192,6 @@ func (c *Cluster) Serve(l net.Listener) (ca []byte, err error) {
 	}})
 	return c.keys.caPEM, nil
 }
+
+// Registry has the kinds that the cluster knows at present.
+func (c *Cluster) Registry() *api.Registry { return c.registry }
