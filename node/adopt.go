@@ -82,6 +82,9 @@ func (w *worker) adopt(ctx context.Context, f *found) {
 			ips = addressStrings(addrs)
 		}
 		w.adoptSandbox(s, ips)
+		if w.v.resources = w.v.pod.Spec.Resources.DeepCopy(); w.v.resources != nil && w.v.pod.Status.Resources != nil {
+			w.v.resources = w.v.pod.Status.Resources.DeepCopy()
+		}
 		id, _ := record.Of(s.Config.Labels)
 		w.v.sandboxAttempt = id.Attempt + 1
 	}

@@ -79,6 +79,10 @@ func (w *worker) do(ctx context.Context, act action, now time.Time) {
 	case doKill:
 		w.kill(ctx, w.v.containers[act.container], act.message, act.grace, now)
 	case doResize:
+		if act.container == "" {
+			w.resizeSandbox(ctx)
+			return
+		}
 		w.resizeContainer(ctx, w.v.containers[act.container])
 	case doCancel:
 		w.stopStarts()
@@ -99,7 +103,7 @@ func (s *step) failed(now time.Time, first, most time.Duration) {
 func (s *step) succeeded() { *s = step{state: done} }
 
 func (w *worker) prepare() {
-	w.v.volumes.state = busy
+	w.v.volumes.state, w.wokenVolumes = busy, false
 	pod := w.v.pod
 	w.deed(w.startCtx, prepareTimeout, func(ctx context.Context) func() {
 		mounts, err := w.a.cfg.Volumes.Prepare(ctx, pod)
@@ -112,6 +116,9 @@ func (w *worker) prepare() {
 			w.v.volumes.failed(w.a.cfg.Now(), retryVolumesFirst, retryVolumesMost)
 			if w.startCtx.Err() != nil {
 				return
+			}
+			if w.wokenVolumes {
+				w.v.volumes.until = time.Time{} // what this try lacked may have come while it went on
 			}
 			for _, f := range volume.Failures(err) {
 				w.event(corev1.EventTypeWarning, volume.Reason, f.Message)
@@ -140,6 +147,7 @@ func (w *worker) makeSandbox() {
 				return
 			}
 			w.adoptSandbox(st, ips)
+			w.v.resources, w.madeWith = pod.Spec.Resources.DeepCopy(), podResources(pod)
 			w.v.sandboxAttempt++
 		}
 	})
@@ -453,6 +461,31 @@ func (w *worker) resizeContainer(ctx context.Context, c *containerView) {
 			if c.current != nil && c.current.id == id {
 				c.resources = want
 			}
+		}
+	})
+}
+
+// resizeSandbox gives the pod as a whole the limits that the specification has now.
+func (w *worker) resizeSandbox(ctx context.Context) {
+	pod := w.v.pod
+	if r := w.fitsResized(pod); r != nil {
+		w.v.resize = step{until: w.a.cfg.Now().Add(retryResize)}
+		w.v.resizeCondition = r
+		return
+	}
+	w.v.resize.state = busy
+	w.v.resizeCondition = &corev1.PodCondition{Type: corev1.PodResizeInProgress, Status: corev1.ConditionTrue}
+	sandbox, want := w.sandboxID, pod.Spec.Resources.DeepCopy()
+	w.deed(ctx, resizeTimeout, func(ctx context.Context) func() {
+		err := w.a.cfg.Runtime.UpdateSandbox(ctx, sandbox, unlimited(podResources(pod)))
+		return func() {
+			if err != nil {
+				w.v.resize.failed(w.a.cfg.Now(), retryResize, retryResize)
+				w.v.resizeCondition = &corev1.PodCondition{Type: corev1.PodResizeInProgress, Status: corev1.ConditionTrue,
+					Reason: corev1.PodReasonError, Message: err.Error()}
+				return
+			}
+			w.v.resize, w.v.resizeCondition, w.v.resources = step{}, nil, want
 		}
 	})
 }

@@ -397,6 +397,7 @@ type fakeVolumes struct {
 
 	mu         sync.Mutex
 	fail       error
+	slow       chan struct{} // Prepare waits for it, having seen whether it fails
 	unprepared []types.UID
 	usages     []volume.Usage
 	measured   int
@@ -404,9 +405,13 @@ type fakeVolumes struct {
 
 func (f *fakeVolumes) Prepare(_ context.Context, pod *corev1.Pod) (map[string]volume.Mount, error) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.fail != nil {
-		return nil, f.fail
+	err, slow := f.fail, f.slow
+	f.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
+	if err != nil {
+		return nil, err
 	}
 	out := map[string]volume.Mount{}
 	for _, v := range pod.Spec.Volumes {

@@ -134,6 +134,24 @@ func (w *walk) run() {
 	for i := range spec.Containers {
 		w.keep(&spec.Containers[i])
 	}
+	w.resizePod()
+}
+
+// resizePod gives the pod as a whole other limits, after its containers have theirs.
+func (w *walk) resizePod() {
+	if equality.Semantic.DeepEqual(w.v.resources, w.v.pod.Spec.Resources) {
+		return
+	}
+	for _, a := range w.p.actions {
+		if a.do == doResize {
+			return
+		}
+	}
+	due, at := w.v.resize.due(w.now)
+	if due {
+		w.p.add(action{do: doResize})
+	}
+	w.p.at(at)
 }
 
 // initialize carries init containers on and tells whether all have done their part.
@@ -163,6 +181,7 @@ func (w *walk) initialize() bool {
 			return false
 		default:
 			w.keep(s)
+			w.resizePod()
 			return false
 		}
 	}

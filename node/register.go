@@ -151,8 +151,19 @@ func (a *Agent) fillStatus(st *corev1.NodeStatus, now time.Time) {
 	st.RuntimeHandlers = []corev1.NodeRuntimeHandler{{Name: "", Features: &corev1.NodeRuntimeHandlerFeatures{
 		RecursiveReadOnlyMounts: ptr(true), UserNamespaces: ptr(false)}}}
 	st.Features = &corev1.NodeFeatures{SupplementalGroupsPolicy: ptr(true)}
+	st.DeclaredFeatures = slices.Clone(declaredFeatures)
 	st.Images = nodeImages(a)
 	a.setNodeConditions(st, now)
+}
+
+// declaredFeatures are the optional features that this agent has, sorted (KEP-5328). Upstream knows more, which it has not:
+// resizing volumes in memory, mount options of binds, user namespaces with the host's network, and those of dynamic
+// resource allocation.
+var declaredFeatures = []string{
+	"ExtendWebSocketsToKubelet",               // exec, attach and port-forward take WebSockets
+	"InPlacePodLevelResourcesVerticalScaling", // KEP-5419
+	"InPlacePodVerticalScalingInitContainers", // while an init container runs, and before
+	"RestartAllContainersOnContainerExits",    // KEP-5532
 }
 
 func ptr[T any](v T) *T { return &v }

@@ -57,8 +57,9 @@ func (w *worker) start(c *containerView, now time.Time) {
 	job := &startJob{
 		w: w, pod: pod, spec: s, role: c.role, attempt: c.attempt, sandboxID: w.sandboxID,
 		mounts: w.mounts, previous: c.previous, current: c.current, target: w.targetOf(s.Name),
-		path:    fieldPath(c.name, c.role),
-		resized: c.resources != nil && !equality.Semantic.DeepEqual(*c.resources, s.Resources),
+		path: fieldPath(c.name, c.role),
+		resized: c.resources == nil && !equality.Semantic.DeepEqual(w.madeWith, podResources(pod)) ||
+			c.resources != nil && !equality.Semantic.DeepEqual(*c.resources, s.Resources),
 	}
 	w.deed(w.startCtx, startTimeout, func(ctx context.Context) func() {
 		out := job.run(ctx)
@@ -141,7 +142,7 @@ type startJob struct {
 	previous, current *instance
 	target            string
 	path              string
-	resized           bool // since the container last ran
+	resized           bool // since the container last ran or, if it did not, since the sandbox was made
 }
 
 // note records an event about the container.

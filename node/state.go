@@ -30,6 +30,8 @@ type view struct {
 	// in resizeCondition.
 	resize          step
 	resizeCondition *corev1.PodCondition
+	// resources are those of the pod as a whole (KEP-5419) that its sandbox was last given, nil where the specification had none.
+	resources *corev1.ResourceRequirements
 	// startTime is when the node first saw the pod.
 	startTime time.Time
 	// lost: the sandbox exists but has lost its namespaces.

@@ -67,6 +67,10 @@ func makeStatus(v *view, hostIPs []string, now time.Time) corev1.PodStatus {
 		}
 	}
 	spec := &v.pod.Spec
+	st.Resources, st.AllocatedResources = nil, nil
+	if v.resources != nil {
+		st.Resources, st.AllocatedResources = v.resources.DeepCopy(), v.resources.Requests.DeepCopy()
+	}
 	st.InitContainerStatuses = nil
 	for i := range spec.InitContainers {
 		st.InitContainerStatuses = append(st.InitContainerStatuses, containerStatus(v, &spec.InitContainers[i], v.pod.Status.InitContainerStatuses, now))

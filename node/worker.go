@@ -16,6 +16,7 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/linux/cgroup"
 	"coracle.dev/coracle/node/record"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/volume"
@@ -58,6 +59,10 @@ type worker struct {
 	// measureAt is when local storage is measured next, measuring that it is.
 	measureAt time.Time
 	measuring bool
+	// wokenVolumes: a volume may work now that failed, or will have failed, in the try that goes on.
+	wokenVolumes bool
+	// madeWith are the limits with which the sandbox was made, none for one that was taken over.
+	madeWith  cgroup.Resources
 	backedOff map[string]int // the attempt, plus one, for which a BackOff event was recorded
 	// lacks: the agent was told that a container lacks an object.
 	lacks bool
@@ -205,7 +210,7 @@ func (w *worker) take() {
 		w.observe()
 	}
 	if in.volumes {
-		w.v.volumes.until = time.Time{}
+		w.v.volumes.until, w.wokenVolumes = time.Time{}, w.v.volumes.state == busy
 	}
 	if in.config {
 		w.retryConfigs()
@@ -235,6 +240,9 @@ func (w *worker) retryConfigs() {
 
 // limitsDiffer tells whether two versions of a pod ask for other resources.
 func limitsDiffer(a, b *corev1.Pod) bool {
+	if !equality.Semantic.DeepEqual(a.Spec.Resources, b.Spec.Resources) {
+		return true
+	}
 	for _, lists := range [][2][]corev1.Container{{a.Spec.Containers, b.Spec.Containers}, {a.Spec.InitContainers, b.Spec.InitContainers}} {
 		for i := range lists[0] {
 			if !equality.Semantic.DeepEqual(lists[0][i].Resources, lists[1][i].Resources) {

@@ -83,15 +83,17 @@ func sameContainers(r *report, list, old []corev1.Container, name string) bool {
 }
 
 func initContainerResize(r *report, c, old *corev1.Container, p *field.Path) {
-	if !Restartable(old) {
-		if !equality.Semantic.DeepEqual(c, old) {
-			r.forbidden(specPath, "resources for non-sidecar init containers are immutable")
-		}
-		return
-	}
 	keptResources(r, &c.Resources, &old.Resources, p.Child("resources"))
 	if !equality.Semantic.DeepEqual(withOldComputeOf(c, old), old) {
 		r.forbidden(p, "only cpu and memory resources for init or sidecar containers are mutable")
+	}
+	if Restartable(old) || equality.Semantic.DeepEqual(c, old) {
+		return
+	}
+	for _, policy := range c.ResizePolicy {
+		if policy.RestartPolicy == corev1.RestartContainer {
+			r.forbidden(p, "non-sidecar init containers with a resize policy of RestartContainer cannot be resized")
+		}
 	}
 }
 
