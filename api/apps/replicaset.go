@@ -20,6 +20,7 @@ func replicaSetKind() *api.Kind {
 		ShortNames: []string{"rs"},
 		Categories: []string{"all"},
 		Namespaced: true,
+		Indexes:    map[string]func(api.Object) []string{api.OrphanIndex: api.Orphans},
 		Versions:   declare.V1[appsv1.ReplicaSet, appsv1.ReplicaSetList](),
 		Default: api.On(func(r *appsv1.ReplicaSet) {
 			core.DefaultPodTemplate(&r.Spec.Template)

@@ -26,6 +26,7 @@ func controllerRevisionKind() *api.Kind {
 			}),
 		},
 		UnconditionalUpdate: true,
+		Indexes:             map[string]func(api.Object) []string{api.OrphanIndex: api.Orphans},
 		Columns: []api.Column{
 			declare.Name(),
 			declare.Text("Controller", "Controller of the object", func(r *appsv1.ControllerRevision) any { return controllerOf(r) }),

@@ -17,6 +17,7 @@ import (
 //	serviceaccount  namespace/name of the service account
 //	claim           namespace/name of each PersistentVolumeClaim, also of those that
 //	                are made for ephemeral volumes
+//	orphan          namespace of pods that nobody controls
 func podKind() *api.Kind {
 	return &api.Kind{
 		Kind: "Pod", Resource: "pods", Singular: "pod",
@@ -117,7 +118,8 @@ func podIndexes() map[string]func(api.Object) []string {
 		"serviceaccount": api.Values(func(p *corev1.Pod) []string {
 			return []string{p.Namespace + "/" + p.Spec.ServiceAccountName}
 		}),
-		"claim": api.Values(podClaims),
+		"claim":         api.Values(podClaims),
+		api.OrphanIndex: api.Orphans,
 	}
 }
 

@@ -35,6 +35,8 @@ type Claimed[T api.Object] struct {
 // Objects finds the objects of the owner's namespace that the owner controls. Objects without a
 // controller that sel matches are adopted if adopt (nil: always) says so too, and controlled objects
 // that sel does not match are released, both unless one of the two is being deleted.
+//
+// The kind has the indexes "owner" and api.OrphanIndex: what others of the namespace own is not looked at.
 func Objects[T api.Object](s store.Snapshot, r client.Resource[T], owner metav1.Object, ref metav1.OwnerReference, sel labels.Selector, adopt func(T) bool) Claimed[T] {
 	var c Claimed[T]
 	leaving := owner.GetDeletionTimestamp() != nil
@@ -51,8 +53,8 @@ func Objects[T api.Object](s store.Snapshot, r client.Resource[T], owner metav1.
 	if leaving {
 		return c
 	}
-	for obj := range r.List(s, owner.GetNamespace()) {
-		if metav1.GetControllerOfNoCopy(obj) != nil || obj.GetDeletionTimestamp() != nil ||
+	for obj := range r.Index(s, api.OrphanIndex, owner.GetNamespace()) {
+		if obj.GetDeletionTimestamp() != nil ||
 			!sel.Matches(labels.Set(obj.GetLabels())) || adopt != nil && !adopt(obj) {
 			continue
 		}
