@@ -116,7 +116,7 @@ func (a *Agent) renew(ctx context.Context, slot int) {
 		g.SetLimit(a.cfg.Writers)
 		for i := slot % leaseSlots; i < a.cfg.Count; i += leaseSlots {
 			n := a.nodes[fmt.Sprintf("%s%d", a.cfg.Prefix, i)]
-			if n.gone {
+			if n.gone || a.down(n.name) {
 				continue
 			}
 			g.Go(func() error {

@@ -73,7 +73,9 @@ type Agent struct {
 	idle     int                                // of the writers, those that wait for a token in kick
 	deadline map[types.NamespacedName]time.Time // when to look at a pod again
 
-	wake chan struct{} // has room for one hint that deadlines changed
+	recovered []string // nodes whose pods are to be looked at again; guarded by mu
+
+	wake chan struct{} // has room for one hint that deadlines changed, or that a node recovered
 	kick chan struct{} // has room for a token for each writer: there is something to write
 	done sync.WaitGroup
 }
@@ -84,6 +86,7 @@ type simNode struct {
 	uid  types.UID
 	gone bool // the Node object was deleted: play dead
 	pool pool // guarded by Agent.mu
+	down bool // Fail was called; guarded by Agent.mu
 }
 
 // work is what the agent knows of a pod that something has to be done for.
@@ -179,6 +182,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if len(events) > 0 {
 			continue
 		}
+		a.resume(ctx)
 		timer.Reset(a.due(ctx))
 		select {
 		case <-ctx.Done():
@@ -227,6 +231,9 @@ func (a *Agent) event(ctx context.Context, ev store.Event) {
 
 // touch queues a pod if there is something to do for it now, and remembers when there will be.
 func (a *Agent) touch(ctx context.Context, pod *corev1.Pod) {
+	if a.down(pod.Spec.NodeName) {
+		return
+	}
 	step, at := plan(pod, a.cfg.Now())
 	if step == wait {
 		a.later(keyOf(pod), at)
@@ -370,7 +377,7 @@ func (a *Agent) pass(ctx context.Context, key types.NamespacedName) error {
 	for {
 		snap := a.cfg.Client.Snapshot()
 		pod, ok := client.Pods.Get(snap, key.Namespace, key.Name)
-		if !ok || a.nodes[pod.Spec.NodeName] == nil {
+		if !ok || a.nodes[pod.Spec.NodeName] == nil || a.down(pod.Spec.NodeName) {
 			return nil
 		}
 		step, at := plan(pod, a.cfg.Now())
