@@ -29,6 +29,7 @@ import (
 	"coracle.dev/coracle/controllers/namespace"
 	"coracle.dev/coracle/controllers/nodeipam"
 	"coracle.dev/coracle/controllers/nodelifecycle"
+	"coracle.dev/coracle/controllers/podautoscaler"
 	"coracle.dev/coracle/controllers/podgc"
 	"coracle.dev/coracle/controllers/protection"
 	"coracle.dev/coracle/controllers/rbac"
@@ -102,7 +103,9 @@ func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
 		admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}),
 		ipaddress.Loop(),
 		flowcontrol.Loop(c.server.Fairness().Update),
-		c.serverLease(),
+	}
+	if c.memory == nil { // nobody else asks whether one in memory is alive, and every test that lets days pass would pay for it
+		loops = append(loops, c.serverLease())
 	}
 	loops = append(loops, apiservice.Loops(c.apiServices())...)
 	loops = append(loops, customresource.Loops(customresource.Config{
@@ -132,6 +135,7 @@ func (c *Cluster) managerLoops() []reconcile.Loop {
 		accounttoken.Loop(c.accountTokens()),
 		cronjob.Loop(),
 		resourcequota.Loop(c.registry),
+		podautoscaler.Loop(c.autoscaling()),
 	},
 		rbac.Loops(),
 		protection.Loops(),
