@@ -9,16 +9,27 @@ import (
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 )
 
-// Weights of the scores in upstream's default profile. Each score is from 0 to 100.
+// scoring is one rule that scores nodes, from 0 to maxScore each, under the name and the weight that it has in
+// upstream's default profile.
+type scoring struct {
+	name   string
+	weight int64
+	add    func(c *Cluster, cand *candidate, nodes []*node, scores []int64, weight int64)
+}
+
+// scorings in the order of the default plugins.
+var scorings = []scoring{
+	{"TaintToleration", 3, (*Cluster).addTaints},
+	{"NodeAffinity", 2, (*Cluster).addNodeAffinity},
+	{"NodeResourcesFit", 1, (*Cluster).addFit},
+	{"PodTopologySpread", 2, (*Cluster).addSpreads},
+	{"InterPodAffinity", 2, (*Cluster).addPodAffinity},
+	{"NodeResourcesBalancedAllocation", 1, (*Cluster).addBalance},
+	{"ImageLocality", 1, (*Cluster).addImages},
+}
+
 const (
-	weightTaints   = 3
-	weightAffinity = 2
-	weightSpread   = 2
-	weightPods     = 2
-	weightFit      = 1
-	weightBalance  = 1
-	weightImages   = 1
-	maxScore       = 100
+	maxScore = 100
 
 	imageThreshold  = 23 << 20   // of ImageLocality: below counts nothing
 	imageThreshold1 = 1000 << 20 // times images: above counts all
@@ -64,23 +75,34 @@ func (c *Cluster) scores(cand *candidate, nodes []*node) []int64 {
 		c.scratch.scores, c.scratch.raw = make([]int64, len(nodes)), make([]int64, len(nodes))
 	}
 	scores := c.scratch.scores[:len(nodes)]
-	balance := cand.asks.cpu != 0 || cand.asks.memory != 0 // not for those that ask for nothing
-	for i, n := range nodes {
-		scores[i] = weightFit * cand.leastAllocated(n)
-		if balance {
-			scores[i] += weightBalance * cand.balanced(n)
-		}
+	clear(scores)
+	for i := range scorings {
+		scorings[i].add(c, cand, nodes, scores, scorings[i].weight)
 	}
-	c.addImages(cand, nodes, scores)
-	c.addTaints(cand, nodes, scores)
-	c.addNodeAffinity(cand, nodes, scores)
-	if len(cand.pod.spread) > 0 {
-		c.addSpread(cand, nodes, scores)
-	} else {
-		c.addSiblings(cand, nodes, scores)
-	}
-	c.addPodAffinity(cand, nodes, scores)
 	return scores
+}
+
+func (c *Cluster) addFit(cand *candidate, nodes []*node, scores []int64, weight int64) {
+	for i, n := range nodes {
+		scores[i] += weight * cand.leastAllocated(n)
+	}
+}
+
+func (c *Cluster) addBalance(cand *candidate, nodes []*node, scores []int64, weight int64) {
+	if cand.asks.cpu == 0 && cand.asks.memory == 0 {
+		return // not for those that ask for nothing
+	}
+	for i, n := range nodes {
+		scores[i] += weight * cand.balanced(n)
+	}
+}
+
+func (c *Cluster) addSpreads(cand *candidate, nodes []*node, scores []int64, weight int64) {
+	if len(cand.pod.spread) > 0 {
+		c.addSpread(cand, nodes, scores, weight)
+	} else {
+		c.addSiblings(cand, nodes, scores, weight)
+	}
 }
 
 // raw returns room for unscaled scores, all zero.
@@ -131,7 +153,7 @@ func evenness(cpu, ofCPU, memory, ofMemory int64) int64 {
 
 // addImages prefers nodes that have large images of the pod already, weighted by how
 // many nodes have them, so that not all pods go to one node (ImageLocality).
-func (c *Cluster) addImages(cand *candidate, nodes []*node, scores []int64) {
+func (c *Cluster) addImages(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	if len(c.images) == 0 {
 		return
 	}
@@ -148,7 +170,7 @@ func (c *Cluster) addImages(cand *candidate, nodes []*node, scores []int64) {
 				sum += int64(float64(s.size) * (float64(s.nodes) / float64(len(c.order))))
 			}
 		}
-		scores[i] += weightImages * maxScore * (min(max(sum, imageThreshold), high) - imageThreshold) / (high - imageThreshold)
+		scores[i] += weight * maxScore * (min(max(sum, imageThreshold), high) - imageThreshold) / (high - imageThreshold)
 	}
 }
 
@@ -201,7 +223,7 @@ func addScaled(scores, raw []int64, weight int64, reverse bool) {
 	}
 }
 
-func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []int64) {
+func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	var raw []int64
 	for i, n := range nodes {
 		if !n.discouraged {
@@ -217,10 +239,10 @@ func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []int64) {
 			}
 		}
 	}
-	addScaled(scores, raw, weightTaints, true)
+	addScaled(scores, raw, weight, true)
 }
 
-func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []int64) {
+func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	a := cand.object.Spec.Affinity
 	if a == nil || a.NodeAffinity == nil || len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) == 0 {
 		return
@@ -233,7 +255,7 @@ func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []int64
 	for i, n := range nodes {
 		raw[i] = terms.Score(n.object)
 	}
-	addScaled(scores, raw, weightAffinity, false)
+	addScaled(scores, raw, weight, false)
 }
 
 // topologyWeight makes domains of a label that has many values count more, so that rules on hosts and zones weigh alike.
@@ -241,7 +263,7 @@ func topologyWeight(values int) float64 { return math.Log(float64(values + 2)) }
 
 // addSiblings spreads the pods of one service or controller over nodes and zones. A node without a zone is spread
 // over by itself.
-func (c *Cluster) addSiblings(cand *candidate, nodes []*node, scores []int64) {
+func (c *Cluster) addSiblings(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	if cand.siblings == nil {
 		return
 	}
@@ -262,7 +284,7 @@ func (c *Cluster) addSiblings(cand *candidate, nodes []*node, scores []int64) {
 		}
 		raw[i] = int64(math.Round(score))
 	}
-	addSpreading(scores, raw, nil)
+	addSpreading(scores, raw, nil, weight)
 }
 
 // siblingZones counts siblings by zone, and the zones that the nodes are in; nil if no node is in any.
@@ -286,7 +308,7 @@ func (c *Cluster) siblingZones(p *pod, nodes []*node, tally *tally) (*domains, i
 
 // addSpread scores the soft constraints (whenUnsatisfiable: ScheduleAnyway). Nodes that lack a label which
 // one of them names get nothing.
-func (c *Cluster) addSpread(cand *candidate, nodes []*node, scores []int64) {
+func (c *Cluster) addSpread(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	s := c.spreadFor(cand.pod, false)
 	if s == nil {
 		return
@@ -306,7 +328,7 @@ func (c *Cluster) addSpread(cand *candidate, nodes []*node, scores []int64) {
 	for i := range sums {
 		raw[i] = int64(math.Round(sums[i]))
 	}
-	addSpreading(scores, raw, complete)
+	addSpreading(scores, raw, complete, weight)
 }
 
 // score adds what one rule says. Counts on hosts are those of the node itself, whether or not
@@ -322,7 +344,7 @@ func (r *spreadRule) score(nodes []*node, complete []bool, count int, sums []flo
 		}
 		count = len(found)
 	}
-	weight := topologyWeight(count)
+	scale := topologyWeight(count)
 	for i, n := range nodes {
 		if !complete[i] {
 			continue
@@ -335,12 +357,12 @@ func (r *spreadRule) score(nodes []*node, complete []bool, count int, sums []flo
 		case r.tally != nil:
 			pods = r.tally.counts[n.slot]
 		}
-		sums[i] += float64(pods)*weight + float64(r.maxSkew-1)
+		sums[i] += float64(pods)*scale + float64(r.maxSkew-1)
 	}
 }
 
 // addSpreading turns sums of pods into scores: few are better. complete, if not nil, says which nodes are scored.
-func addSpreading(scores, raw []int64, complete []bool) {
+func addSpreading(scores, raw []int64, complete []bool, weight int64) {
 	least, most := int64(math.MaxInt64), int64(0)
 	for i, v := range raw {
 		if complete == nil || complete[i] {
@@ -351,16 +373,16 @@ func addSpreading(scores, raw []int64, complete []bool) {
 		switch {
 		case complete != nil && !complete[i]:
 		case most == 0:
-			scores[i] += weightSpread * maxScore
+			scores[i] += weight * maxScore
 		default:
-			scores[i] += weightSpread * (maxScore * (most + least - v) / most)
+			scores[i] += weight * (maxScore * (most + least - v) / most)
 		}
 	}
 }
 
 // addPodAffinity scores the preferred rules between pods, those of the pod and those of others
 // about it (InterPodAffinity).
-func (c *Cluster) addPodAffinity(cand *candidate, nodes []*node, scores []int64) {
+func (c *Cluster) addPodAffinity(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	if len(cand.require.prefersWith)+len(cand.require.prefersNo)+len(c.likes) == 0 {
 		return
 	}
@@ -405,7 +427,7 @@ func (c *Cluster) addPodAffinity(cand *candidate, nodes []*node, scores []int64)
 	}
 	if most > least {
 		for i := range raw {
-			scores[i] += weightPods * int64(maxScore*(float64(raw[i]-least)/float64(most-least)))
+			scores[i] += weight * int64(maxScore*(float64(raw[i]-least)/float64(most-least)))
 		}
 	}
 }
