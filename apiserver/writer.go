@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	autoscalingv1 "k8s.io/api/autoscaling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -30,7 +31,7 @@ func (w *writer) target(ctx context.Context, resource, subresource, namespace, n
 		return write.Target{}, apierrors.NewInternalError(fmt.Errorf("no resource %q is registered", resource))
 	}
 	if subresource != "" {
-		if s := k.Subresource(subresource); s == nil || s.Strategy == nil {
+		if s := k.Subresource(subresource); s == nil || s.Strategy == nil && subresource != "scale" {
 			return write.Target{}, apierrors.NewInternalError(fmt.Errorf("%s has no subresource %q that can be written in-process", resource, subresource))
 		}
 	}
@@ -84,7 +85,8 @@ func (w *writer) CreateAll(ctx context.Context, objs []client.New) error {
 	return w.chain.CreateAll(ctx, targets, all)
 }
 
-// Update implements client.Writer.
+// Update implements client.Writer. Through the subresource "scale" goes the scaled object itself, of which
+// nothing but the number of replicas may differ; admission sees it as a Scale.
 func (w *writer) Update(ctx context.Context, resource string, obj api.Object, opts client.WriteOptions) (api.Object, error) {
 	t, err := w.target(ctx, resource, opts.Subresource, obj.GetNamespace(), obj.GetName())
 	if err != nil {
@@ -97,14 +99,44 @@ func (w *writer) Update(ctx context.Context, resource string, obj api.Object, op
 	if rv == "" || rv == "0" {
 		return nil, apierrors.NewBadRequest("an update in-process names the resourceVersion that it was made from")
 	}
-	e, _, err := w.chain.Update(ctx, t, write.Update{
+	u := write.Update{
 		UID:  obj.GetUID(),
 		Make: func(*store.Entry) (api.Object, error) { return obj, nil },
-	})
+	}
+	if opts.Subresource == "scale" {
+		u.View, u.Merge = viewScale(t.Kind)
+	}
+	e, _, err := w.chain.Update(ctx, t, u)
 	if err != nil {
 		return nil, err
 	}
 	return e.Object.(api.Object), nil
+}
+
+// viewScale gives the functions that show an object of a kind as a Scale, and bring a changed Scale back into it.
+func viewScale(k *api.Kind) (view func(api.Object) api.Object, merge func(obj, view api.Object) (api.Object, error)) {
+	sub := k.Subresource("scale")
+	view = func(obj api.Object) api.Object {
+		show := scaleOf
+		if sub.Scale != nil {
+			show = func(obj api.Object) (*autoscalingv1.Scale, error) { s, _, err := sub.Scale(obj); return s, err }
+		}
+		s, err := show(obj)
+		if err != nil {
+			return &autoscalingv1.Scale{}
+		}
+		return s
+	}
+	merge = func(obj, view api.Object) (api.Object, error) {
+		replicas := view.(*autoscalingv1.Scale).Spec.Replicas
+		out := obj.DeepCopyObject().(api.Object)
+		if sub.Rescale != nil {
+			return out, sub.Rescale(out, replicas)
+		}
+		*replicasOf(out) = &replicas
+		return out, nil
+	}
+	return view, merge
 }
 
 // Delete implements client.Writer.

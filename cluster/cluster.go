@@ -19,6 +19,7 @@ import (
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
+	"coracle.dev/coracle/node/metricsapi"
 	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
@@ -71,6 +72,7 @@ type Cluster struct {
 	backends   *backend.Pool
 	aggregator *aggregate.Aggregator
 	documents  *openapi.Publisher
+	metrics    *metricsapi.Server
 	server     *apiserver.Server
 	client     client.Client
 	engine     *reconcile.Engine

@@ -261,6 +261,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.metrics = c.newMetrics()
 	c.server, err = apiserver.New(apiserver.Config{
 		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder, Stale: c.stale, Now: c.now,
 		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
@@ -273,7 +274,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 		OpenAPIV2:     documents.V2(),
 		OpenAPIV3:     documents.V3(),
 		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
-		Foreign:       []apiserver.Foreign{c.metrics()},
+		Foreign:       []apiserver.Foreign{c.foreignMetrics()},
 		GroupPriority: groupPriority, VersionPriority: versionPriority, StorageVersion: c.storageVersion,
 		Delegate: c.aggregator.Delegate, Aggregated: c.aggregator.Discovery,
 	})

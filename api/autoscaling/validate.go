@@ -19,11 +19,7 @@ const (
 // spec checks what an autoscaler shall do. old, which may be nil, is what it was to do before.
 func spec(s, old *autoscalingv2.HorizontalPodAutoscalerSpec) field.ErrorList {
 	path := field.NewPath("spec")
-	least := int32(1)
-	if old != nil && old.MinReplicas != nil && *old.MinReplicas == 0 {
-		least = 0 // as another server let it be
-	}
-	errs := replicas(s, least, path)
+	errs := replicas(s, path)
 	errs = append(errs, reference(s.ScaleTargetRef, targetRule(s, old), path.Child("scaleTargetRef"))...)
 	errs = append(errs, metrics(s, objectRule(old), path.Child("metrics"))...)
 	if b := s.Behavior; b != nil {
@@ -33,10 +29,11 @@ func spec(s, old *autoscalingv2.HorizontalPodAutoscalerSpec) field.ErrorList {
 	return errs
 }
 
-func replicas(s *autoscalingv2.HorizontalPodAutoscalerSpec, least int32, path *field.Path) field.ErrorList {
+// replicas checks the limits. The lower may be 0 (KEP-2021, on by default since 1.37); metrics says when.
+func replicas(s *autoscalingv2.HorizontalPodAutoscalerSpec, path *field.Path) field.ErrorList {
 	var errs field.ErrorList
-	if m := s.MinReplicas; m != nil && *m < least {
-		errs = append(errs, field.Invalid(path.Child("minReplicas"), *m, fmt.Sprintf("must be greater than or equal to %d", least)))
+	if m := s.MinReplicas; m != nil && *m < 0 {
+		errs = append(errs, field.Invalid(path.Child("minReplicas"), *m, "must be greater than or equal to 0"))
 	}
 	most := path.Child("maxReplicas")
 	switch {

@@ -114,6 +114,9 @@ func (m *Meter) Read(ctx context.Context) (*Reading, error) {
 		if before, err = m.Sample(ctx); err != nil {
 			return nil, err
 		}
+		if len(before) == 0 {
+			return &Reading{At: now}, nil // nothing to wait for
+		}
 		select {
 		case <-m.After(window):
 		case <-ctx.Done():

@@ -40,16 +40,28 @@ type Config struct {
 	// Sample reads what all nodes and their pods have used so far. It is called on demand, up to
 	// twice for a request.
 	Sample func(ctx context.Context) ([]NodeSample, error)
-	Log    *slog.Logger
+	// Known is what needs no measuring; its functions may be nil.
+	Known Known
+	Log   *slog.Logger
 	// Now and After are the clock, the real one if nil.
 	Now   func() time.Time
 	After func(time.Duration) <-chan time.Time
+}
+
+// Known gives rates that are known without measuring: those of simulated nodes and their pods.
+type Known struct {
+	// Nodes are the nodes without their pods; all, or the one of that name.
+	Nodes func(name string) []NodeRate
+	// Pods are those of a namespace, or of all with "", that want says yes to; containers that do not run
+	// are left out.
+	Pods func(namespace string, want func(name string, labels map[string]string) bool) []PodRate
 }
 
 // Server is the http.Handler of everything below Path. Requests have been authorized.
 type Server struct {
 	mux    *http.ServeMux
 	meter  *Meter
+	known  Known
 	scheme *runtime.Scheme
 	codecs serializer.CodecFactory
 	log    *slog.Logger
@@ -66,6 +78,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		mux:    http.NewServeMux(),
 		meter:  &Meter{Sample: cfg.Sample, Now: cfg.Now, After: cfg.After},
+		known:  cfg.Known,
 		scheme: runtime.NewScheme(),
 		log:    cfg.Log,
 	}
@@ -163,42 +176,102 @@ func (sel selection) matches(namespace, name string, l map[string]string) bool {
 		sel.fields.Matches(fields.Set{"metadata.name": name, "metadata.namespace": namespace})
 }
 
+// nodes lists what nodes use: all, or the one of that name.
+func (s *Server) nodes(ctx context.Context, name string, want func(name string, l map[string]string) bool) ([]metricsv1beta1.NodeMetrics, error) {
+	items := []metricsv1beta1.NodeMetrics{}
+	if s.known.Nodes != nil {
+		for _, n := range s.known.Nodes(name) {
+			if want(n.Node, n.Labels) {
+				items = append(items, nodeMetrics(&n))
+			}
+		}
+	}
+	if name != "" && len(items) > 0 {
+		return items, nil
+	}
+	reading, err := s.meter.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range reading.Nodes {
+		if n := &reading.Nodes[i]; want(n.Node, n.Labels) {
+			items = append(items, nodeMetrics(n))
+		}
+	}
+	sort.Slice(items, func(i, j int) bool { return items[i].Name < items[j].Name })
+	return items, nil
+}
+
+// pods lists what the pods of a namespace use, or those of all namespaces with "".
+func (s *Server) pods(ctx context.Context, namespace string, want func(namespace, name string, l map[string]string) bool) ([]metricsv1beta1.PodMetrics, error) {
+	items := []metricsv1beta1.PodMetrics{}
+	add := func(p *PodRate) {
+		if len(p.Rates) > 0 {
+			items = append(items, podMetrics(p))
+		}
+	}
+	if s.known.Pods != nil {
+		// The namespace is asked for only where a field selector names it, and then the caller looks again.
+		known := s.known.Pods(namespace, func(name string, l map[string]string) bool { return namespace == "" || want(namespace, name, l) })
+		for i := range known {
+			if p := &known[i]; namespace != "" || want(p.Namespace, p.Name, p.Labels) {
+				add(p)
+			}
+		}
+	}
+	reading, err := s.meter.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range reading.Nodes {
+		for j := range reading.Nodes[i].Pods {
+			p := &reading.Nodes[i].Pods[j]
+			if (namespace == "" || p.Namespace == namespace) && want(p.Namespace, p.Name, p.Labels) {
+				add(p)
+			}
+		}
+	}
+	sort.Slice(items, func(i, j int) bool {
+		a, b := &items[i], &items[j]
+		if a.Namespace != b.Namespace {
+			return a.Namespace < b.Namespace
+		}
+		return a.Name < b.Name
+	})
+	return items, nil
+}
+
+// Pods lists what the pods of a namespace use that a selector matches, in order of their names, for callers in this process. Pods without
+// a running container are left out. What it measures is at most 5 s old.
+func (s *Server) Pods(ctx context.Context, namespace string, sel labels.Selector) ([]metricsv1beta1.PodMetrics, error) {
+	return s.pods(ctx, namespace, func(_, _ string, l map[string]string) bool { return sel.Matches(labels.Set(l)) })
+}
+
 func (s *Server) listNodes(w http.ResponseWriter, r *http.Request) {
 	sel, err := selectionOf(r)
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	reading, err := s.meter.Read(r.Context())
+	items, err := s.nodes(r.Context(), "", func(name string, l map[string]string) bool { return sel.matches("", name, l) })
 	if err != nil {
 		s.fail(w, r, apierrors.NewInternalError(err))
 		return
 	}
-	list := &metricsv1beta1.NodeMetricsList{Items: []metricsv1beta1.NodeMetrics{}}
-	for i := range reading.Nodes {
-		if n := &reading.Nodes[i]; sel.matches("", n.Node, n.Labels) {
-			list.Items = append(list.Items, nodeMetrics(n))
-		}
-	}
-	sort.Slice(list.Items, func(i, j int) bool { return list.Items[i].Name < list.Items[j].Name })
-	s.answer(w, r, list)
+	s.answer(w, r, &metricsv1beta1.NodeMetricsList{Items: items})
 }
 
 func (s *Server) getNode(w http.ResponseWriter, r *http.Request) {
-	reading, err := s.meter.Read(r.Context())
-	if err != nil {
-		s.fail(w, r, apierrors.NewInternalError(err))
-		return
-	}
 	name := r.PathValue("name")
-	for i := range reading.Nodes {
-		if n := &reading.Nodes[i]; n.Node == name {
-			m := nodeMetrics(n)
-			s.answer(w, r, &m)
-			return
-		}
+	items, err := s.nodes(r.Context(), name, func(n string, _ map[string]string) bool { return n == name })
+	switch {
+	case err != nil:
+		s.fail(w, r, apierrors.NewInternalError(err))
+	case len(items) == 0:
+		s.fail(w, r, apierrors.NewNotFound(schema.GroupResource{Group: Group, Resource: "nodemetrics"}, name))
+	default:
+		s.answer(w, r, &items[0])
 	}
-	s.fail(w, r, apierrors.NewNotFound(schema.GroupResource{Group: Group, Resource: "nodemetrics"}, name))
 }
 
 func (s *Server) listPods(w http.ResponseWriter, r *http.Request) {
@@ -207,49 +280,25 @@ func (s *Server) listPods(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	reading, err := s.meter.Read(r.Context())
+	items, err := s.pods(r.Context(), r.PathValue("namespace"), sel.matches)
 	if err != nil {
 		s.fail(w, r, apierrors.NewInternalError(err))
 		return
 	}
-	namespace := r.PathValue("namespace")
-	list := &metricsv1beta1.PodMetricsList{Items: []metricsv1beta1.PodMetrics{}}
-	for i := range reading.Nodes {
-		for j := range reading.Nodes[i].Pods {
-			p := &reading.Nodes[i].Pods[j]
-			if len(p.Rates) > 0 && (namespace == "" || p.Namespace == namespace) && sel.matches(p.Namespace, p.Name, p.Labels) {
-				list.Items = append(list.Items, podMetrics(p))
-			}
-		}
-	}
-	sort.Slice(list.Items, func(i, j int) bool {
-		a, b := &list.Items[i], &list.Items[j]
-		if a.Namespace != b.Namespace {
-			return a.Namespace < b.Namespace
-		}
-		return a.Name < b.Name
-	})
-	s.answer(w, r, list)
+	s.answer(w, r, &metricsv1beta1.PodMetricsList{Items: items})
 }
 
 func (s *Server) getPod(w http.ResponseWriter, r *http.Request) {
-	reading, err := s.meter.Read(r.Context())
-	if err != nil {
-		s.fail(w, r, apierrors.NewInternalError(err))
-		return
-	}
 	namespace, name := r.PathValue("namespace"), r.PathValue("name")
-	for i := range reading.Nodes {
-		for j := range reading.Nodes[i].Pods {
-			p := &reading.Nodes[i].Pods[j]
-			if p.Namespace == namespace && p.Name == name && len(p.Rates) > 0 {
-				m := podMetrics(p)
-				s.answer(w, r, &m)
-				return
-			}
-		}
+	items, err := s.pods(r.Context(), namespace, func(_, n string, _ map[string]string) bool { return n == name })
+	switch {
+	case err != nil:
+		s.fail(w, r, apierrors.NewInternalError(err))
+	case len(items) == 0:
+		s.fail(w, r, apierrors.NewNotFound(schema.GroupResource{Group: Group, Resource: "podmetrics"}, namespace+"/"+name))
+	default:
+		s.answer(w, r, &items[0])
 	}
-	s.fail(w, r, apierrors.NewNotFound(schema.GroupResource{Group: Group, Resource: "podmetrics"}, namespace+"/"+name))
 }
 
 func nodeMetrics(n *NodeRate) metricsv1beta1.NodeMetrics {
