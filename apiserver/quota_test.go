@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -271,5 +272,33 @@ func TestQuotaHolds(t *testing.T) {
 		if r := byRevision[rev]; r[0] != r[1] {
 			t.Errorf("revision %d: %d objects, %d charged", rev, r[0], r[1])
 		}
+	}
+}
+
+// TestQuotaTogether charges several objects of one transaction to one quota, all or none.
+func TestQuotaTogether(t *testing.T) {
+	e := start(t, builtin.Kinds())
+	e.limit(t, "q", corev1.ResourceQuotaSpec{Hard: amounts(t, "pods=3")})
+	batch := func(names ...string) error {
+		var objs []client.New
+		for _, n := range names {
+			p := quotaPod(t, n, "", "")
+			p.Namespace = "default"
+			objs = append(objs, client.New{Resource: "pods", Object: p})
+		}
+		return e.Writer().(client.Batcher).CreateAll(ctx(t), objs)
+	}
+	if err := batch("a", "b"); err != nil {
+		t.Fatal(err)
+	}
+	if have := e.used(t, "q"); have != "pods=2" {
+		t.Errorf("used %s, want pods=2", have)
+	}
+	err := batch("c", "d")
+	if !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "exceeded quota: q, requested: pods=1, used: pods=3, limited: pods=3") {
+		t.Errorf("a batch that does not fit: %v", err)
+	}
+	if have := e.used(t, "q"); have != "pods=2" {
+		t.Errorf("used %s after a refusal, want pods=2", have)
 	}
 }

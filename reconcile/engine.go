@@ -91,7 +91,7 @@ func (e *Engine) Strict() *Engine {
 
 // Ordered makes everything happen one after the other: one pass at a time, on the dispatcher's
 // goroutine, after all that was written before is dispatched, and the writes of a plan in
-// order. What comes out is then the same in each run. Tests set it.
+// order; Loop.Spacing is passed over. What comes out is then the same in each run. Tests set it before Add.
 func (e *Engine) Ordered() *Engine {
 	e.ordered = true
 	return e
@@ -128,6 +128,9 @@ func (e *Engine) Add(loops ...Loop) {
 			l.ServiceAccount = l.Name
 		}
 		r := &runner{Loop: l, engine: e, user: serviceAccount(l.ServiceAccount), queue: newQueue(&e.timers)}
+		if !e.ordered {
+			r.queue.spacing = l.Spacing
+		}
 		e.byName[l.Name] = r
 		e.runners = append(e.runners, r)
 		for _, in := range l.Inputs {

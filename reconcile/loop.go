@@ -68,6 +68,9 @@ type Loop struct {
 	Failed func(s store.Snapshot, key Key, now time.Time, err error) Plan
 	// Timeout bounds one pass, one minute if zero.
 	Timeout time.Duration
+	// Spacing is the least time between two passes for the same key, 0 for none. The first wake-up is not delayed. It is for passes
+	// that cost more the more there is (counting a namespace), where one pass does for many wake-ups.
+	Spacing time.Duration
 }
 
 // Input is a resource whose changes wake the loop.

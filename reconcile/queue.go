@@ -27,6 +27,8 @@ type queue struct {
 	wakes  wakeList
 	timers *timers
 	jitter func() float64 // in [0,1)
+	// spacing is the least time from the end of a pass to the next one for the same key.
+	spacing time.Duration
 }
 
 // The states of an item:
@@ -37,6 +39,8 @@ type queue struct {
 //	        |              v
 //	        +--------- waiting (in the timer heap)
 //	     timer or wake
+//
+// With spacing, a key that is done waits in the timer heap too (resting) before it is gone or, if it was woken, queued.
 type state uint8
 
 const (
@@ -52,7 +56,8 @@ type item struct {
 	// wake is the oldest wake-up that no successful pass has covered. again is the oldest that
 	// came while a pass is under way.
 	wake, again *wake
-	dirty       bool // woken while running
+	dirty       bool // woken while running or resting
+	resting     bool // waits for nothing but the spacing
 	failures    int
 	conflicts   int
 	failed      bool // the last pass ended with an error
@@ -82,7 +87,10 @@ func (q *queue) wake(key Key, rev store.Revision) {
 	if it.wake == nil && rev > 0 {
 		it.wake = q.wakes.push(rev)
 	}
-	if it.state == waiting {
+	switch {
+	case it.resting:
+		it.dirty = true
+	case it.state == waiting:
 		q.timers.remove(it)
 		q.enqueue(it)
 	}
@@ -143,11 +151,14 @@ func (q *queue) finish(it *item, o outcome, after time.Duration, now time.Time) 
 		q.wakes.remove(it.wake)
 		it.wake, it.again = it.again, nil
 		switch {
+		case q.spacing > 0 && (dirty || after == 0):
+			it.state, it.resting, it.dirty = waiting, true, dirty
+			q.timers.add(it, now.Add(q.spacing))
 		case dirty:
 			q.enqueue(it)
 		case after > 0:
 			it.state = waiting
-			q.timers.add(it, now.Add(after))
+			q.timers.add(it, now.Add(max(after, q.spacing)))
 		default:
 			delete(q.items, it.key)
 		}
@@ -204,10 +215,15 @@ func (t *timers) next() (time.Time, bool) {
 	return t.items[0].due, true
 }
 
-// fire queues every item that is due.
+// fire queues every item that is due, and forgets those that only rested.
 func (t *timers) fire(now time.Time) {
 	for len(t.items) > 0 && !t.items[0].due.After(now) {
 		it := heap.Pop((*timerHeap)(t)).(*item)
+		if it.resting && !it.dirty {
+			delete(it.queue.items, it.key)
+			continue
+		}
+		it.resting, it.dirty = false, false
 		it.queue.enqueue(it)
 	}
 }

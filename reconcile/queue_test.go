@@ -54,3 +54,37 @@ func TestQueueKeepsTheOldestUnservedWake(t *testing.T) {
 		t.Fatal("a key at rest is kept")
 	}
 }
+
+func TestQueueSpacing(t *testing.T) {
+	now := time.Unix(0, 0)
+	var tm timers
+	q := newQueue(&tm)
+	q.spacing = time.Second
+	k := Key{Name: "a"}
+	q.wake(k, 10)
+	q.finish(q.next(now), done, 0, now)
+	if len(q.items) != 1 || q.next(now) != nil || q.wakes.first != nil {
+		t.Fatal("a key that is done does not rest")
+	}
+	q.wake(k, 11)
+	q.wake(k, 12)
+	if q.next(now) != nil || q.wakes.first.rev != 11 {
+		t.Fatal("a key that rests is worked on before its time, or forgets what woke it")
+	}
+	tm.fire(now.Add(time.Second))
+	it := q.next(now)
+	if it == nil {
+		t.Fatal("a key that was woken while it rested is not queued when its time is up")
+	}
+	q.wake(k, 13) // while running
+	q.finish(it, done, 0, now)
+	if q.next(now) != nil || q.wakes.first.rev != 13 {
+		t.Fatal("a key that was woken while it ran does not rest before its next pass")
+	}
+	tm.fire(now.Add(time.Second))
+	q.finish(q.next(now), done, 0, now)
+	tm.fire(now.Add(2 * time.Second))
+	if len(q.items) != 0 || len(tm.items) != 0 || q.wakes.first != nil {
+		t.Fatal("a key whose rest is over is kept")
+	}
+}

@@ -47,6 +47,11 @@ type Op struct {
 	// Expect is the revision at which the object must stand: that revision,
 	// ExpectAbsent, or ExpectAny.
 	Expect Revision
+	// Change, in the place of Object, makes the new version from the newest one (nil if there is none) at the moment
+	// of the commit, so that writers who add to the same object do not refuse each other. It runs under the store's lock, must
+	// be quick, and calls nothing of the store. What it returns belongs to the store; an error ends the transaction with that
+	// error, and nothing changes. Transactions of one store make their changes one after the other.
+	Change func(current *Entry) (any, error)
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 
 	"coracle.dev/coracle/api/quota"
 	"coracle.dev/coracle/client"
@@ -81,24 +82,42 @@ func charge(r *Request, q *corev1.ResourceQuota) error {
 	if len(requested) == 0 {
 		return nil
 	}
-	used := quota.Add(q.Status.Used, requested)
-	if r.Subresource != "status" {
+	within := func(q *corev1.ResourceQuota) (corev1.ResourceList, error) {
+		used := quota.Add(q.Status.Used, requested)
+		if r.Subresource == "status" {
+			return used, nil
+		}
 		exceeded := func(name corev1.ResourceName) bool {
 			u, most := used[name], q.Status.Hard[name]
 			return u.Cmp(most) > 0
 		}
 		if over := quota.Mask(requested, exceeded); len(over) > 0 {
-			return Forbidden(r, fmt.Errorf("exceeded quota: %s, requested: %s, used: %s, limited: %s", q.Name, quota.Text(over),
+			return nil, Forbidden(r, fmt.Errorf("exceeded quota: %s, requested: %s, used: %s, limited: %s", q.Name, quota.Text(over),
 				quota.Text(quota.Mask(q.Status.Used, quota.Has(over))), quota.Text(quota.Mask(q.Status.Hard, quota.Has(over)))))
 		}
+		return used, nil
 	}
-	if r.DryRun {
-		return nil
+	if _, err := within(q); err != nil || r.DryRun {
+		return err
 	}
 	key := store.Key{Resource: client.ResourceQuotas.Name, Namespace: q.Namespace, Name: q.Name}
-	next := q.DeepCopy()
-	next.Status.Used = used
-	r.Also(store.Op{Key: key, Object: next, Expect: r.Snapshot.Get(key).Revision})
+	r.Also(store.Op{Key: key, Expect: store.ExpectAny, Change: func(current *store.Entry) (any, error) {
+		// Others may have charged since the snapshot; that is added to. Other limits, or none, make the request begin again.
+		if current == nil {
+			return nil, &store.ConflictError{Key: key, Expect: store.ExpectAny}
+		}
+		now := current.Object.(*corev1.ResourceQuota)
+		if now != q && (now.UID != q.UID || !equality.Semantic.DeepEqual(now.Spec, q.Spec) || !equality.Semantic.DeepEqual(now.Status.Hard, q.Status.Hard)) {
+			return nil, &store.ConflictError{Key: key, Expect: store.ExpectAny, Current: current}
+		}
+		used, err := within(now)
+		if err != nil {
+			return nil, err
+		}
+		next := *now
+		next.Status.Used = used
+		return &next, nil
+	}})
 	return nil
 }
 

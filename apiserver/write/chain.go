@@ -340,7 +340,8 @@ func (c *Chain) commit(ctx context.Context, k *api.Kind, op store.Op, req *admis
 	_, entries, err := c.Store.Commit(ctx, txn)
 	if err != nil {
 		var conflict *store.ConflictError
-		if errors.As(err, &conflict) || ctx.Err() != nil {
+		var refused apierrors.APIStatus // by a change that admission added
+		if errors.As(err, &conflict) || errors.As(err, &refused) || ctx.Err() != nil {
 			return nil, err
 		}
 		return nil, apierrors.NewInternalError(err)

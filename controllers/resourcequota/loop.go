@@ -19,6 +19,10 @@ import (
 	"coracle.dev/coracle/store"
 )
 
+// countSpacing is the least time between two counts of a quota: a count goes over all objects of the namespace, and one does for
+// many that went.
+const countSpacing = 100 * time.Millisecond
+
 // Loop is the resource quota controller. Its keys are quotas.
 func Loop(registry *api.Registry) reconcile.Loop {
 	return reconcile.Loop{
@@ -30,6 +34,7 @@ func Loop(registry *api.Registry) reconcile.Loop {
 		}},
 		Outputs: []reconcile.Output{{Resource: client.ResourceQuotas.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}}},
 		Workers: 4,
+		Spacing: countSpacing,
 		Plan: func(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Plan, error) {
 			return plan(registry, s, key, now), nil
 		},

@@ -128,6 +128,10 @@ func Selector(sel *metav1.LabelSelector) labels.Selector {
 	if sel == nil {
 		return labels.Nothing()
 	}
+	if len(sel.MatchExpressions) == 0 && len(sel.MatchLabels) > 0 {
+		// The usual case, asked for each selector and orphan of a namespace: the API has checked the labels.
+		return labels.ValidatedSetSelector(sel.MatchLabels)
+	}
 	parsed, err := metav1.LabelSelectorAsSelector(sel)
 	if err != nil || parsed.Empty() {
 		return labels.Nothing()

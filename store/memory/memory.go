@@ -55,6 +55,10 @@ func (s *Store) commit(txn store.Txn) (store.Revision, []*store.Entry, history.S
 	if s.h.Closed() {
 		return 0, nil, history.Sealed{}, store.ErrClosed
 	}
+	txn, _, err := s.h.Resolve(txn)
+	if err != nil {
+		return 0, nil, history.Sealed{}, err
+	}
 	rev, entries, err := s.h.Apply(txn, nil)
 	sealed := s.h.Seal()
 	s.h.Publish(sealed)

@@ -164,7 +164,7 @@ func (s *Store) encode(txn store.Txn) ([][]byte, error) {
 	size := 0
 	for i := range txn.Ops {
 		op := &txn.Ops[i]
-		if op.Delete {
+		if op.Delete || op.Change != nil {
 			continue
 		}
 		data, err := s.codec.Encode(op.Key, op.Object)
@@ -193,15 +193,30 @@ func (s *Store) apply(txn store.Txn, payloads [][]byte) (store.Revision, []*stor
 	if err := s.refusal(); err != nil {
 		return 0, nil, nil, err
 	}
+	txn, made, err := s.h.Resolve(txn)
+	for _, i := range made {
+		if err == nil {
+			payloads[i], err = s.codec.Encode(txn.Ops[i].Key, txn.Ops[i].Object)
+		}
+	}
+	if err != nil {
+		// What it was refused for may be on its way to the disk.
+		return 0, nil, s.pending(), err
+	}
 	rev, entries, err := s.h.Apply(txn, func(i int, prev, e *store.Entry) {
 		b := s.gather()
 		b.durable = b.durable || !txn.Relaxed
 		b.changes = append(b.changes, change{prev, e, payloads[i], txn.Ops[i].Delete})
 	})
+	return rev, entries, s.pending(), err
+}
+
+// pending is the batch with which the head becomes visible, nil if it is. The caller holds the lock.
+func (s *Store) pending() *batch {
 	if s.next != nil {
-		return rev, entries, s.next, err
+		return s.next
 	}
-	return rev, entries, s.flying, err
+	return s.flying
 }
 
 // refusal says why the store takes no more transactions. The caller holds the lock.

@@ -278,6 +278,58 @@ func counters(h *harness) {
 	h.equal("sum", x+y, writers*each)
 }
 
+// changes adds to one object from many writers at once, through Op.Change: nobody is refused, and nothing is lost. A change that
+// fails ends its whole transaction with its error, and conditions come before it.
+func changes(h *harness) {
+	const writers, each = 8, 60
+	limit := errors.New("enough")
+	h.commit(put("a/sum", "0", 0))
+	add := func(most int) store.Op {
+		return store.Op{Key: key("a/sum"), Expect: store.ExpectAny, Change: func(e *store.Entry) (any, error) {
+			var n int
+			fmt.Sscan(e.Object.(*Object).Text, &n)
+			if n >= most {
+				return nil, limit
+			}
+			return &Object{Text: fmt.Sprint(n + 1)}, nil
+		}}
+	}
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				_, entries, err := h.s.Commit(h.within(), store.Txn{Relaxed: w%3 == 0, Ops: []store.Op{
+					put(fmt.Sprintf("b/%d-%d", w, i), "", 0), add(writers * each)}})
+				if err != nil {
+					h.Error(err)
+					return
+				}
+				if have := h.s.Snapshot().Get(key("a/sum")); have.Revision < entries[1].Revision {
+					h.Error("a change is not visible to who made it")
+				}
+			}
+		})
+	}
+	wg.Wait()
+	h.equal("sum", h.text(h.s.Snapshot(), "a/sum"), fmt.Sprint(writers*each))
+	before := h.s.Snapshot().Revision()
+	_, _, err := h.s.Commit(h.Context(), store.Txn{Ops: []store.Op{put("b/more", "", 0), add(0)}})
+	wantErr(h, "change that fails", err, limit)
+	_, _, err = h.s.Commit(h.Context(), store.Txn{Ops: []store.Op{put("b/0-0", "", 0), add(0)}})
+	var conflict *store.ConflictError
+	if !errors.As(err, &conflict) || conflict.Key != key("b/0-0") {
+		h.Errorf("a condition that does not hold and a change that fails: %v", err)
+	}
+	h.equal("revision", h.s.Snapshot().Revision(), before)
+	h.commit(store.Op{Key: key("a/new"), Change: func(e *store.Entry) (any, error) {
+		if e != nil {
+			h.Error("an absent object is there")
+		}
+		return &Object{Text: "made"}, nil
+	}})
+	h.equal("made", h.text(h.s.Snapshot(), "a/new"), "made")
+}
+
 // transfers moves amounts between accounts while readers check, in every
 // snapshot and by replaying the history, that nothing is lost or seen by half.
 func transfers(h *harness) {

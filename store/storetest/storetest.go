@@ -83,6 +83,7 @@ func Run(t *testing.T, open Opener) {
 		{"Model", model},
 		{"Transfers", transfers},
 		{"Counters", counters},
+		{"Changes", changes},
 		{"ManyWatchers", manyWatchers},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -285,6 +286,8 @@ func malformed(h *harness) {
 		"no resource": {Ops: []store.Op{put("/ns/x", "", 0)}},
 		"no object":   {Ops: []store.Op{{Key: key("a/x")}}},
 		"NUL":         {Ops: []store.Op{put("a/x\x00y", "", 0)}},
+		"both":        {Ops: []store.Op{{Key: key("a/x"), Object: &Object{}, Change: func(*store.Entry) (any, error) { return &Object{}, nil }}}},
+		"no change":   {Ops: []store.Op{{Key: key("a/x"), Change: func(*store.Entry) (any, error) { return nil, nil }}}},
 		"same key":    {Ops: []store.Op{put("a/x", "", store.ExpectAny), del("a/x", store.ExpectAny)}},
 	} {
 		_, _, err := h.s.Commit(h.Context(), txn)

@@ -92,8 +92,11 @@ func Check(txn store.Txn) error {
 		if strings.IndexByte(k.Resource, 0) >= 0 || strings.IndexByte(k.Namespace, 0) >= 0 || strings.IndexByte(k.Name, 0) >= 0 {
 			return fmt.Errorf("store: NUL in key %q", k)
 		}
-		if !op.Delete && op.Object == nil {
+		if !op.Delete && op.Object == nil && op.Change == nil {
 			return fmt.Errorf("store: put of %s without an object", k)
+		}
+		if op.Change != nil && (op.Delete || op.Object != nil) {
+			return fmt.Errorf("store: put of %s with both an object and a change", k)
 		}
 		for _, other := range txn.Ops[:i] {
 			if other.Key == k {
@@ -102,6 +105,36 @@ func Check(txn store.Txn) error {
 		}
 	}
 	return nil
+}
+
+// Resolve gives the transaction, which passed Check, with what its changes make of the newest state, and tells for which Ops
+// that was. The caller holds the lock until Apply. Conditions that do not hold come before the changes' own errors.
+func (h *History) Resolve(txn store.Txn) (store.Txn, []int, error) {
+	var made []int
+	for i := range txn.Ops {
+		if txn.Ops[i].Change != nil {
+			made = append(made, i)
+		}
+	}
+	if made == nil {
+		return txn, nil, nil
+	}
+	if err := h.Conflict(txn); err != nil {
+		return txn, nil, err
+	}
+	txn.Ops = slices.Clone(txn.Ops)
+	for _, i := range made {
+		op := &txn.Ops[i]
+		obj, err := op.Change(h.head.Get(op.Key))
+		if err != nil {
+			return txn, nil, err
+		}
+		if obj == nil {
+			return txn, nil, fmt.Errorf("store: the change of %s makes no object", op.Key)
+		}
+		op.Object, op.Change = obj, nil
+	}
+	return txn, made, nil
 }
 
 // Conflict returns the first condition of a transaction that does not hold for
