@@ -231,3 +231,23 @@ func BenchmarkMatch(b *testing.B) {
 		}
 	}
 }
+
+func TestSelectorsReachTheAuthorizer(t *testing.T) {
+	in := input()
+	in.Authorizer = authz.Func(func(_ context.Context, a *authz.Attributes) (bool, string, error) {
+		return len(a.Fields) == 1 && a.Fields[0].Field == "spec.nodeName" && a.Fields[0].Value == "n1" &&
+			len(a.Labels) == 1 && a.Labels[0].String() == "app in (a,b)", "", nil
+	})
+	const ask = "authorizer.group('').resource('pods').namespace('x')"
+	for text, want := range map[string]bool{
+		ask + ".fieldSelector('spec.nodeName=n1').labelSelector('app in (a,b)').check('list').allowed()": true,
+		ask + ".fieldSelector('spec.nodeName=n2').labelSelector('app in (a,b)').check('list').allowed()": false,
+		ask + ".labelSelector('app in (a,b)').check('list').allowed()":                                   false,
+		ask + ".fieldSelector('spec.nodeName=n1').labelSelector('app in (').check('list').allowed()":     false,
+	} {
+		// In one Input, so that an answer to one question is none to another.
+		if r := evaluate(t, in, text); r.Err != nil || (r.Value == celtypes.True) != want {
+			t.Errorf("%s: %v %v", text, r.Value, r.Err)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package expression
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"reflect"
 	"strings"
@@ -85,18 +86,9 @@ func NewRequest(r *admission.Request, m *match.Match) *admissionv1.AdmissionRequ
 	return &admissionv1.AdmissionRequest{
 		Kind: metav1.GroupVersionKind(m.Kind), Resource: metav1.GroupVersionResource(m.Resource), SubResource: m.Subresource,
 		RequestKind: &kind, RequestResource: &resource, RequestSubResource: r.Subresource,
-		Name: r.ObjectName(), Namespace: Namespace(r), Operation: admissionv1.Operation(r.Operation),
+		Name: r.ObjectName(), Namespace: r.ObjectNamespace(), Operation: admissionv1.Operation(r.Operation),
 		UserInfo: userInfo(&r.User), DryRun: &dryRun, Options: runtime.RawExtension{Object: r.OperationOptions()},
 	}
-}
-
-// Namespace is the namespace that a request is said to have. As upstream has it, that of a namespace is its own, but for a
-// create.
-func Namespace(r *admission.Request) string {
-	if r.Kind.Name() == client.Namespaces.Name && r.Operation != admission.Create {
-		return r.Name
-	}
-	return r.Namespace
 }
 
 func userInfo(u *client.User) authenticationv1.UserInfo {
@@ -241,7 +233,11 @@ func (s *answers) Authorize(ctx context.Context, a authorizer.Attributes) (autho
 		Group: a.GetAPIGroup(), Version: a.GetAPIVersion(), Resource: a.GetResource(), Subresource: a.GetSubresource(),
 		Namespace: a.GetNamespace(), Name: a.GetName(),
 	}
-	key := strings.Join([]string{q.User.Name, q.Verb, q.Path, q.Group, q.Version, q.Resource, q.Subresource, q.Namespace, q.Name}, "\x00")
+	// As upstream: selectors that cannot be read are none, which asks for more.
+	q.Fields, _ = a.GetFieldSelector()
+	q.Labels, _ = a.GetLabelSelector()
+	key := strings.Join([]string{q.User.Name, q.Verb, q.Path, q.Group, q.Version, q.Resource, q.Subresource, q.Namespace, q.Name,
+		fmt.Sprintf("%q %q", q.Fields, q.Labels)}, "\x00")
 	if known, ok := s.known[key]; ok {
 		return known.decision, known.reason, known.err
 	}

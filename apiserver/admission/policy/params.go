@@ -94,7 +94,7 @@ func (p *params) namespace(r *admission.Request, ref *admissionregistrationv1.Pa
 	if ref.Namespace != "" {
 		return ref.Namespace, nil
 	}
-	if ns := evaluate.Namespace(r); ns != "" {
+	if ns := r.ObjectNamespace(); ns != "" {
 		return ns, nil
 	}
 	return "", errors.New("cannot use namespaced paramRef in policy binding that matches cluster-scoped resources")

@@ -29,6 +29,7 @@ import (
 
 	"coracle.dev/coracle/api/expression"
 	evaluate "coracle.dev/coracle/apiserver/admission/expression"
+	"coracle.dev/coracle/apiserver/managed"
 )
 
 // patch evaluates one mutation and puts its outcome in the request. The new object is another one: what was there before is left as it
@@ -77,6 +78,9 @@ func (m *mutations) patch(ctx context.Context, c *mutatingCase, one *mutation, p
 // converter finds how objects of a kind merge. The error is a status.
 func (p *Policies) converter(gvk schema.GroupVersionKind) (managedfields.TypeConverter, error) {
 	kind := p.cfg.Registry.ByKind(gvk.GroupKind())
+	if gvk.Group == managed.ScaleKind.Group && gvk.Kind == managed.ScaleKind.Kind {
+		kind = managed.ScaleKind // of a subresource: it has no objects of its own
+	}
 	if kind == nil || p.cfg.Types == nil {
 		return nil, apierrors.NewServiceUnavailable(fmt.Sprintf("Resource kind %s not found. There can be a delay between when CustomResourceDefinitions are created and when they are available.", gvk))
 	}
