@@ -161,6 +161,9 @@ func (c *Cluster) startMemoryNodes(context.Context) (func(context.Context) error
 // Handler is the API over HTTP, for those who reach it without a port.
 func (c *Cluster) Handler() http.Handler { return c.server.Handler() }
 
+// EndWatches ends all watches and other long-running requests, as the first step of a stop.
+func (c *Cluster) EndWatches() { c.server.Close() }
+
 // Engine runs the cluster's loops.
 func (c *Cluster) Engine() *reconcile.Engine { return c.engine }
 

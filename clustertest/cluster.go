@@ -35,6 +35,7 @@ const (
 type Cluster struct {
 	inner     *cluster.Cluster
 	transport *transport
+	handlers  map[string]*transport // of webhooks, by host name
 	tokens    *tokens
 	config    *rest.Config
 	typed     kubernetes.Interface
@@ -102,6 +103,7 @@ func New(ctx context.Context, opts ...Option) (_ *Cluster, err error) {
 		}
 		return nil
 	}
+	c.handlers = handlers
 	c.inner, err = cluster.Start(ctx, cluster.Config{}, cluster.Options{Log: o.log, Memory: memory})
 	if err != nil {
 		return nil, fmt.Errorf("clustertest: start: %w", err)
@@ -176,13 +178,17 @@ func (c *Cluster) awaitNodes(ctx context.Context, count int) error {
 	return err
 }
 
-// Close ends the cluster and every goroutine of it. Requests under way get ErrClosed.
+// Close ends the cluster and every goroutine of it. Watches end; requests that come later get ErrClosed.
 func (c *Cluster) Close() error {
 	c.closing.Do(func() {
+		c.inner.EndWatches() // their clients see an end, and no failure
 		c.transport.close()
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		c.closed = c.inner.Stop(ctx, cluster.StopOptions{Now: true})
+		for _, t := range c.handlers {
+			t.close()
+		}
 	})
 	return c.closed
 }

@@ -9,6 +9,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 func deployment(name string, replicas int32) *appsv1.Deployment {
@@ -51,4 +52,9 @@ func TestADeploymentBecomesAvailable(t *testing.T) {
 	if _, err := deployments.List(t.Context(), metav1.ListOptions{}); !errors.Is(err, ErrClosed) {
 		t.Errorf("a request to a closed cluster: %v", err)
 	}
+}
+
+func zeroOrOne() (zero, one *intstr.IntOrString) {
+	a, b := intstr.FromInt32(0), intstr.FromInt32(1)
+	return &a, &b
 }

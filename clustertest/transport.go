@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // ErrClosed is what requests get once the cluster is closed.
@@ -45,13 +46,18 @@ func newTransport(h http.Handler) *transport {
 	return t
 }
 
-// close ends all requests and waits for their handlers.
+// patience is how long requests under way may take to end by themselves.
+const patience = 100 * time.Millisecond
+
+// close lets no request begin any more, ends those that do not end by themselves, and waits for their handlers.
 func (t *transport) close() {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
-	t.end()
+	impatient := time.AfterFunc(patience, t.end)
 	t.requests.Wait()
+	impatient.Stop()
+	t.end()
 }
 
 // begin counts a request, if there may still be one.
