@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -154,15 +155,33 @@ func written(t *testing.T, clean bool) (map[string][]byte, *crash.Tally) {
 	return readAll(t, fs), tally
 }
 
+// readAll reads a directory that a store may be at work in: until no file came or went meanwhile.
 func readAll(t *testing.T, fs vfs.FS) map[string][]byte {
 	t.Helper()
-	names, err := fs.List("d")
-	if err != nil {
-		t.Fatal(err)
+	list := func() []string {
+		names, err := fs.List("d")
+		if err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(names)
+		return names
 	}
+	for {
+		if files, ok := tryRead(t, fs, list()); ok && slices.Equal(slices.Sorted(maps.Keys(files)), list()) {
+			return files
+		}
+	}
+}
+
+// tryRead reads the named files, false if one is gone.
+func tryRead(t *testing.T, fs vfs.FS, names []string) (map[string][]byte, bool) {
+	t.Helper()
 	files := map[string][]byte{}
 	for _, name := range names {
 		f, err := fs.Open("d/" + name)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, false
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +190,7 @@ func readAll(t *testing.T, fs vfs.FS) map[string][]byte {
 		}
 		f.Close()
 	}
-	return files
+	return files, true
 }
 
 func writeAll(t *testing.T, files map[string][]byte) vfs.FS {
