@@ -217,8 +217,8 @@ func (p *pass) byMetrics() bool {
 		p.reason = "All metrics below target"
 	}
 	replicas := p.normalize(wanted)
-	if p.current == 0 && p.least != 0 && p.wasZero && replicas < p.least {
-		replicas = p.least
+	if p.current == 0 && p.least != 0 && p.wasZero {
+		replicas = max(replicas, p.least)
 		if p.reason == "" {
 			p.reason = "Current number of replicas below Spec.MinReplicas"
 		}
