@@ -22,6 +22,7 @@ func Loop() reconcile.Loop {
 			{Resource: client.StatefulSets.Name},
 			{Resource: client.Pods.Name, Keys: claim.Keys(client.StatefulSets, "StatefulSet", selects, podstate.Changed)},
 			{Resource: client.ControllerRevisions.Name, Keys: claim.Keys[*appsv1.ControllerRevision](client.StatefulSets, "StatefulSet", selects, nil)},
+			{Resource: client.PersistentVolumeClaims.Name, Keys: ofClaim},
 		},
 		Outputs: []reconcile.Output{
 			{Resource: client.Pods.Name, Verbs: []reconcile.Verb{reconcile.Create, reconcile.Update, reconcile.Delete}},
@@ -35,6 +36,13 @@ func Loop() reconcile.Loop {
 				return reconcile.Plan{}, nil
 			}
 			return plan(s, set, now)
+		},
+		Failed: func(s store.Snapshot, key reconcile.Key, now time.Time, _ error) reconcile.Plan {
+			set, ok := client.StatefulSets.Get(s, key.Namespace, key.Name)
+			if !ok {
+				return reconcile.Plan{}
+			}
+			return failed(s, set, now)
 		},
 	}
 }

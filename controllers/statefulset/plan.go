@@ -3,13 +3,11 @@ package statefulset
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
@@ -38,11 +36,39 @@ type pass struct {
 
 	revisions []reconcile.Write // come first
 	pods      []reconcile.Write
+	events    []reconcile.Event
 }
 
+// plan is one pass over a set. A set that is being deleted is only reported.
 func plan(s store.Snapshot, set *appsv1.StatefulSet, now time.Time) (reconcile.Plan, error) {
+	p, early := begin(s, set, now)
+	if p == nil {
+		return early, nil
+	}
+	p.observe()
+	if set.DeletionTimestamp != nil {
+		return p.report(), nil
+	}
+	if err := p.act(); err != nil {
+		return reconcile.Plan{}, err
+	}
+	return p.plan(), nil
+}
+
+// failed reports the pods of a set when one of them could not be made or deleted.
+func failed(s store.Snapshot, set *appsv1.StatefulSet, now time.Time) reconcile.Plan {
+	p, _ := begin(s, set, now)
+	if p == nil || len(p.revisions) > 0 {
+		return reconcile.Plan{}
+	}
+	p.observe()
+	return p.report()
+}
+
+// begin finds the pods and revisions of a set. It returns no pass but a plan where something else comes first.
+func begin(s store.Snapshot, set *appsv1.StatefulSet, now time.Time) (*pass, reconcile.Plan) {
 	if set.Spec.Selector == nil || len(set.Spec.Selector.MatchLabels)+len(set.Spec.Selector.MatchExpressions) == 0 {
-		return reconcile.Plan{}, nil
+		return nil, reconcile.Plan{}
 	}
 	p := &pass{snap: s, now: now, set: set}
 	selector := claim.Selector(set.Spec.Selector)
@@ -52,21 +78,14 @@ func plan(s store.Snapshot, set *appsv1.StatefulSet, now time.Time) (reconcile.P
 		return ok
 	})
 	p.history = revision.Of(s, set, ref, selector)
-	if set.DeletionTimestamp != nil {
-		return reconcile.Plan{}, nil
-	}
 	if claims := append(owned.Writes, p.history.Claims...); len(claims) > 0 {
-		return reconcile.Plan{Writes: claims}, nil // the new owner references wake the next pass
+		return nil, reconcile.Plan{Writes: claims} // the new owner references wake the next pass
 	}
 	if collided := p.findRevisions(); collided {
-		return p.countCollision(), nil
+		return nil, p.countCollision()
 	}
 	p.sort(owned.Owned)
-	p.observe()
-	if err := p.act(); err != nil {
-		return reconcile.Plan{}, err
-	}
-	return p.plan(), nil
+	return p, reconcile.Plan{}
 }
 
 func (p *pass) findRevisions() (collided bool) {
@@ -157,21 +176,29 @@ func (p *pass) observe() {
 			s.UpdatedReplicas++
 		}
 	}
-	if p.set.Spec.UpdateStrategy.Type == appsv1.RollingUpdateStatefulSetStrategyType && s.UpdatedReplicas == s.Replicas && s.ReadyReplicas == s.Replicas {
+	if n := int32(p.size()); s.UpdatedReplicas == n && s.ReadyReplicas == n && s.Replicas == n { // the update is complete
 		s.CurrentReplicas, s.CurrentRevision = s.UpdatedReplicas, s.UpdateRevision
 	}
 	p.status = s
 }
 
-// plan turns what was decided into writes. The status is that of what was observed: pods that are written now wake
-// the pass that reports them.
-func (p *pass) plan() reconcile.Plan {
-	out := reconcile.Plan{Writes: append(p.revisions, p.pods...), After: p.wait}
+// report is a plan that changes nothing but the status.
+func (p *pass) report() reconcile.Plan {
+	out := reconcile.Plan{After: p.wait}
 	if !equality.Semantic.DeepEqual(p.status, p.set.Status) {
 		set := p.set.DeepCopy()
 		set.Status = p.status
-		out.Writes = append(out.Writes, p.statusWrite(set))
+		out.Writes = []reconcile.Write{p.statusWrite(set)}
 	}
+	return out
+}
+
+// plan turns what was decided into writes. The status is that of what was observed: pods that are written now wake
+// the pass that reports them.
+func (p *pass) plan() reconcile.Plan {
+	out := p.report()
+	out.Events = p.events
+	out.Writes = slices.Concat(p.revisions, p.pods, out.Writes)
 	inUse := map[string]bool{p.current.Name: true, p.update.Name: true, p.status.CurrentRevision: true}
 	for _, pod := range append(slices.Clone(p.replicas), p.condemned...) {
 		if pod != nil {
@@ -182,12 +209,14 @@ func (p *pass) plan() reconcile.Plan {
 	return out
 }
 
-// told adds the events that upstream records about a write.
+// told adds the events that upstream records about a write. verb is "Create", "Update" or "Delete", what stands
+// between it and the outcome.
 func (p *pass) told(w reconcile.Write, verb, success, failure string) reconcile.Write {
-	title := strings.ToUpper(verb[:1]) + verb[1:]
-	w.OnSuccess = func(api.Object) *reconcile.Event { return p.event("Normal", "Successful"+title, verb+" "+success) }
+	w.OnSuccess = func(api.Object) *reconcile.Event {
+		return p.event("Normal", "Successful"+verb, verb+" "+success)
+	}
 	w.OnFailure = func(err error) *reconcile.Event {
-		return p.event("Warning", "Failed"+title, verb+" "+failure+err.Error())
+		return p.event("Warning", "Failed"+verb, verb+" "+failure+err.Error())
 	}
 	return w
 }
@@ -196,164 +225,25 @@ func (p *pass) event(kind, reason, message string) *reconcile.Event {
 	return &reconcile.Event{Regarding: reconcile.Regarding("apps/v1", "StatefulSet", p.set), Type: kind, Reason: reason, Message: message}
 }
 
+// write plans a write of a pod of the set.
+func (p *pass) write(verb string, pod *corev1.Pod, w reconcile.Write) {
+	w.Resource = client.Pods.Name
+	p.pods = append(p.pods, p.told(w, verb, fmt.Sprintf("Pod %s in StatefulSet %s successful", pod.Name, p.set.Name), failure(p.set, pod.Name)))
+}
+
+func failure(set *appsv1.StatefulSet, pod string) string {
+	return fmt.Sprintf("Pod %s in StatefulSet %s failed error: ", pod, set.Name)
+}
+
 func (p *pass) create(n int, pod *corev1.Pod) {
 	p.pods = append(p.pods, p.claims(n)...)
-	p.pods = append(p.pods, p.told(reconcile.Write{Verb: reconcile.Create, Resource: client.Pods.Name, Object: pod},
-		"create", fmt.Sprintf("Pod %s in StatefulSet %s successful", pod.Name, p.set.Name), fmt.Sprintf("Pod %s in StatefulSet %s failed error: ", pod.Name, p.set.Name)))
+	p.write("Create", pod, reconcile.Write{Verb: reconcile.Create, Object: pod})
+}
+
+func (p *pass) change(pod *corev1.Pod) {
+	p.write("Update", pod, reconcile.Write{Verb: reconcile.Update, Object: pod})
 }
 
 func (p *pass) remove(pod *corev1.Pod) {
-	p.pods = append(p.pods, p.told(reconcile.Write{Verb: reconcile.Delete, Resource: client.Pods.Name, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
-		"delete", fmt.Sprintf("Pod %s in StatefulSet %s successful", pod.Name, p.set.Name), fmt.Sprintf("Pod %s in StatefulSet %s failed error: ", pod.Name, p.set.Name)))
-}
-
-// ordered tells whether pods come and go one after the other.
-func (p *pass) ordered() bool { return p.set.Spec.PodManagementPolicy != appsv1.ParallelPodManagement }
-
-// act decides what happens to the pods: the missing ones come in order, then those beyond the range go, the
-// highest first, then those of an old revision are replaced, the highest first.
-func (p *pass) act() error {
-	for i := range p.replicas {
-		stop, err := p.replica(i)
-		if err != nil || stop {
-			return err
-		}
-	}
-	if p.condemn() {
-		return nil
-	}
-	p.roll()
-	return nil
-}
-
-// replica looks after one pod of the range, and tells whether those behind it have to wait.
-func (p *pass) replica(i int) (stop bool, err error) {
-	n, pod := start(p.set)+i, p.replicas[i]
-	switch {
-	case pod == nil:
-		template, rev, err := p.templateOf(n)
-		if err != nil {
-			return true, err
-		}
-		p.create(n, p.make(n, template, rev))
-		return p.ordered(), nil
-	case ended(pod):
-		if pod.DeletionTimestamp == nil {
-			p.remove(pod)
-		}
-		return p.ordered(), nil // it is made again when it is gone
-	case pod.Status.Phase == corev1.PodPending:
-		p.pods = append(p.pods, p.claims(n)...)
-	}
-	p.pods = append(p.pods, p.retain(n, pod, nil)...)
-	if p.ordered() && (pod.DeletionTimestamp != nil || !p.available(pod)) {
-		return true, nil
-	}
-	if !identified(pod, n) && pod.DeletionTimestamp == nil {
-		fixed := pod.DeepCopy()
-		identify(fixed, n)
-		p.pods = append(p.pods, reconcile.Write{Verb: reconcile.Update, Resource: client.Pods.Name, Object: fixed})
-	}
-	return false, nil
-}
-
-func (p *pass) available(pod *corev1.Pod) bool {
-	ok, _ := podstate.Available(pod, p.set.Spec.MinReadySeconds, p.now)
-	return runningAndReady(pod) && ok
-}
-
-// templateOf is the template from which pod number n is made, and its revision: the old one below the partition.
-func (p *pass) templateOf(n int) (*corev1.PodTemplateSpec, string, error) {
-	if p.set.Spec.UpdateStrategy.Type != appsv1.RollingUpdateStatefulSetStrategyType || p.current.Name == p.update.Name {
-		return &p.set.Spec.Template, p.update.Name, nil
-	}
-	limit := start(p.set) + int(p.set.Status.CurrentReplicas)
-	if p.set.Spec.UpdateStrategy.RollingUpdate != nil {
-		limit = start(p.set) + p.partition()
-	}
-	if n >= limit {
-		return &p.set.Spec.Template, p.update.Name, nil
-	}
-	t, err := revision.Template(p.current)
-	return t, p.current.Name, err
-}
-
-func (p *pass) partition() int {
-	if r := p.set.Spec.UpdateStrategy.RollingUpdate; r != nil && r.Partition != nil {
-		return int(*r.Partition)
-	}
-	return 0
-}
-
-// condemn deletes the pods beyond the range, and tells whether that has to end before anything else goes on.
-func (p *pass) condemn() (stop bool) {
-	firstUnhealthy := p.firstUnhealthy()
-	for _, pod := range p.condemned {
-		n, _ := ordinal(p.set, pod)
-		switch {
-		case pod.DeletionTimestamp != nil:
-			if p.ordered() {
-				return true
-			}
-			continue
-		case p.ordered() && !p.available(pod) && pod != firstUnhealthy:
-			return true
-		}
-		p.pods = append(p.pods, p.retain(n, pod, pod)...)
-		p.remove(pod)
-		if p.ordered() {
-			return true
-		}
-	}
-	return false
-}
-
-// firstUnhealthy is the pod with the lowest ordinal that is not healthy: it may go although it is not.
-func (p *pass) firstUnhealthy() *corev1.Pod {
-	for _, pod := range p.replicas {
-		if pod == nil || !healthy(pod) {
-			return pod
-		}
-	}
-	for _, pod := range slices.Backward(p.condemned) {
-		if !healthy(pod) {
-			return pod
-		}
-	}
-	return nil
-}
-
-// roll replaces pods of an old revision from the highest ordinal down to the partition, as many at a
-// time as may be unavailable.
-func (p *pass) roll() {
-	if p.set.Spec.UpdateStrategy.Type != appsv1.RollingUpdateStatefulSetStrategyType {
-		return
-	}
-	budget := p.maxUnavailable()
-	for i := len(p.replicas) - 1; i >= p.partition() && budget > 0; i-- {
-		pod := p.replicas[i]
-		switch {
-		case pod == nil:
-			budget--
-		case revisionOf(pod) != p.update.Name && pod.DeletionTimestamp == nil:
-			if !ended(pod) { // those are replaced anyway
-				p.remove(pod)
-			}
-			budget--
-		case !healthy(pod) || !p.available(pod):
-			budget--
-		}
-	}
-}
-
-func (p *pass) maxUnavailable() int {
-	r := p.set.Spec.UpdateStrategy.RollingUpdate
-	if r == nil || r.MaxUnavailable == nil {
-		return 1
-	}
-	n, err := intstr.GetScaledValueFromIntOrPercent(r.MaxUnavailable, p.size(), false)
-	if err != nil {
-		return 1
-	}
-	return max(n, 1)
+	p.write("Delete", pod, reconcile.Write{Verb: reconcile.Delete, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID})
 }
