@@ -16,6 +16,7 @@ import (
 	"coracle.dev/coracle/apiserver/discovery"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/controllers/apiservice"
+	"coracle.dev/coracle/controllers/namespace"
 	"coracle.dev/coracle/reconcile"
 )
 
@@ -91,6 +92,18 @@ func (c *Cluster) storageVersion(k *api.Kind) string {
 }
 
 var definitions = client.Resource[*apiextensionsv1.CustomResourceDefinition]{Name: "customresourcedefinitions.apiextensions.k8s.io"}
+
+// elsewhere is what the deletion of namespaces sees of aggregated servers.
+func (c *Cluster) elsewhere() *namespace.Elsewhere {
+	as := client.ServiceAccountUser("kube-system", "namespace-controller", "")
+	return &namespace.Elsewhere{
+		Any: c.aggregator.Any, Failing: c.aggregator.Unavailable,
+		Empty: func(ctx context.Context, name string) (namespace.Left, error) {
+			left, err := c.aggregator.Empty(ctx, as, name)
+			return namespace.Left(left), err
+		},
+	}
+}
 
 // apiServices is what the loops of APIServices are told.
 func (c *Cluster) apiServices() apiservice.Config {

@@ -118,7 +118,7 @@ func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
 // managerLoops are those of upstream's controller manager. A cluster in memory may leave some of them out.
 func (c *Cluster) managerLoops() []reconcile.Loop {
 	return slices.Concat([]reconcile.Loop{
-		namespace.Loop(c.registry),
+		namespace.Loop(c.registry, c.elsewhere()),
 		serviceaccount.Loop(),
 		rootca.Loop(c.keys.caPEM),
 		deployment.Loop(),

@@ -2,6 +2,7 @@ package aggregate
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -36,6 +37,7 @@ type extension struct {
 	*httptest.Server
 	legacy  atomic.Bool // knows the old form of discovery alone
 	broken  atomic.Bool // answers everything with 500
+	verbs   string      // of flunders, "get" if empty
 	handler http.HandlerFunc
 	seen    chan http.Header
 }
@@ -59,7 +61,8 @@ func (e *extension) serve(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "broken", http.StatusInternalServerError)
 	case r.URL.Path == "/apis" && !e.legacy.Load():
 		w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
-		fmt.Fprint(w, `{"items":[{"metadata":{"name":"ext.example.com"},"versions":[{"version":"v1","resources":[{"resource":"flunders","scope":"Namespaced","verbs":["get"]}]}]}]}`)
+		fmt.Fprintf(w, `{"items":[{"metadata":{"name":"ext.example.com"},"versions":[{"version":"v1","resources":[{"resource":"flunders","scope":"Namespaced","verbs":[%s]}]}]}]}`,
+			cmp.Or(e.verbs, `"get"`))
 	case r.URL.Path == "/apis/ext.example.com/v1":
 		fmt.Fprint(w, `{"kind":"APIResourceList","groupVersion":"ext.example.com/v1","resources":[{"name":"flunders/status","namespaced":true,"kind":"Flunder","verbs":["get"]},
 			{"name":"flunders","singularName":"flunder","namespaced":true,"kind":"Flunder","verbs":["get","list"]}]}`)

@@ -1,6 +1,7 @@
 package namespace
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -11,14 +12,16 @@ import (
 )
 
 // Loop is the namespace controller. It asks reg for the kinds at each pass, so that
-// those of custom resources are emptied too.
-func Loop(reg *api.Registry) reconcile.Loop {
+// those of custom resources are emptied too. With elsewhere nil there are no other servers.
+func Loop(reg *api.Registry, elsewhere *Elsewhere) reconcile.Loop {
+	c := &controller{registry: reg, elsewhere: elsewhere}
 	return reconcile.Loop{
 		Name:    "namespace-controller",
 		Workers: 10,
 		Inputs: []reconcile.Input{
 			{Resource: client.Namespaces.Name, Keys: terminating},
 			{Resource: reconcile.AnyResource, Resources: func() []string { return nil }, Keys: content},
+			{Resource: apiServices, Keys: allTerminating},
 		},
 		Outputs: []reconcile.Output{
 			{Resource: client.Namespaces.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}},
@@ -27,23 +30,41 @@ func Loop(reg *api.Registry) reconcile.Loop {
 		},
 		Plan: func(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Plan, error) {
 			ns, ok := client.Namespaces.Get(s, "", key.Name)
+			found := c.take(key.Name)
 			if !ok {
 				return reconcile.Plan{}, nil
 			}
-			return plan(s, reg.All(), ns, now), nil
+			return c.plan(s, ns, found, now), nil
+		},
+		Apply: func(ctx context.Context, key reconcile.Key, _ any) error {
+			failing := c.failing() // before: what can be asked from now on was not emptied yet
+			left, err := c.elsewhere.Empty(ctx, key.Name)
+			c.put(key.Name, &finding{left, failing, err})
+			return nil
 		},
 		Failed: func(s store.Snapshot, key reconcile.Key, now time.Time, err error) reconcile.Plan {
 			ns, ok := client.Namespaces.Get(s, "", key.Name)
 			if !ok || ns.DeletionTimestamp == nil {
 				return reconcile.Plan{}
 			}
-			w, changed := report(ns, look(s, reg.All(), ns.Name), err, now)
+			w, changed := report(ns, look(s, reg.All(), ns.Name), []error{err}, c.failing(), now)
 			if !changed {
 				return reconcile.Plan{}
 			}
 			return reconcile.Plan{Writes: []reconcile.Write{w}}
 		},
 	}
+}
+
+// allTerminating gives the namespaces that are being deleted: an APIService that changed may be what one of them waits for.
+func allTerminating(s store.Snapshot, _ store.Event) []reconcile.Key {
+	var keys []reconcile.Key
+	for ns := range client.Namespaces.List(s, "") {
+		if ns.DeletionTimestamp != nil {
+			keys = append(keys, reconcile.Key{Name: ns.Name})
+		}
+	}
+	return keys
 }
 
 // terminating gives the namespace itself while it is being deleted.

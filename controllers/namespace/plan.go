@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
@@ -25,11 +26,12 @@ type remains struct {
 	resources  map[string]int // by "resource.group"
 	finalizers map[string]int // how many objects each finalizer holds
 	deletes    []reconcile.Write
+	pods       bool // there are pods, before which nothing else goes
 }
 
 // plan is one pass over a namespace: it deletes what has to go, or tells what is left, or
-// lets the namespace go.
-func plan(s store.Snapshot, kinds []*api.Kind, ns *corev1.Namespace, now time.Time) reconcile.Plan {
+// lets the namespace go. found is what other servers said since the pass before, nil for nothing.
+func (c *controller) plan(s store.Snapshot, ns *corev1.Namespace, found *finding, now time.Time) reconcile.Plan {
 	if ns.DeletionTimestamp == nil {
 		return reconcile.Plan{}
 	}
@@ -39,17 +41,33 @@ func plan(s store.Snapshot, kinds []*api.Kind, ns *corev1.Namespace, now time.Ti
 		}
 		return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Delete, Resource: client.Namespaces.Name, Name: ns.Name, UID: ns.UID}}}
 	}
-	left := look(s, kinds, ns.Name)
+	left := look(s, c.registry.All(), ns.Name)
 	if len(left.deletes) > 0 {
 		return reconcile.Plan{Writes: left.deletes, Parallel: true}
 	}
-	if len(left.resources) > 0 || others(ns) {
-		if w, changed := report(ns, left, nil, now); changed {
-			return reconcile.Plan{Writes: []reconcile.Write{w}}
+	var again time.Duration
+	var errs []error
+	failing := c.failing()
+	if !left.pods && c.elsewhere.any() {
+		if found == nil {
+			return reconcile.Plan{Effect: ns.Name, After: time.Nanosecond}
+		}
+		errs = left.join(found)
+		if len(failing) == 0 {
+			failing = found.failing
+		}
+		if len(found.left.Resources)+len(errs)+len(failing) > 0 {
+			again = askAgain // nobody tells of changes on other servers
 		}
 	}
-	if len(left.resources) > 0 || !slices.Contains(ns.Spec.Finalizers, corev1.FinalizerKubernetes) {
-		return reconcile.Plan{}
+	held := len(left.resources)+len(errs)+len(failing) > 0
+	if held || others(ns) {
+		if w, changed := report(ns, left, errs, failing, now); changed {
+			return reconcile.Plan{Writes: []reconcile.Write{w}, After: again}
+		}
+	}
+	if held || !slices.Contains(ns.Spec.Finalizers, corev1.FinalizerKubernetes) {
+		return reconcile.Plan{After: again}
 	}
 	ns = ns.DeepCopy()
 	ns.Spec.Finalizers = slices.DeleteFunc(ns.Spec.Finalizers, func(f corev1.FinalizerName) bool { return f == corev1.FinalizerKubernetes })
@@ -69,7 +87,7 @@ func look(s store.Snapshot, kinds []*api.Kind, namespace string) remains {
 			left.add(s, k, namespace)
 		}
 	}
-	if len(left.resources) > 0 {
+	if left.pods = len(left.resources) > 0; left.pods {
 		return left
 	}
 	for _, k := range kinds {
@@ -110,10 +128,10 @@ func deletable(k *api.Kind) bool {
 }
 
 // report is the status that tells what is left, and whether it differs from the one that is there.
-func report(ns *corev1.Namespace, left remains, failure error, now time.Time) (reconcile.Write, bool) {
+func report(ns *corev1.Namespace, left remains, failures []error, failing []schema.GroupVersion, now time.Time) (reconcile.Write, bool) {
 	out := ns.DeepCopy()
 	out.Status.Phase = corev1.NamespaceTerminating
-	for _, cond := range conditions(left, failure) {
+	for _, cond := range conditions(left, failures, failing) {
 		merge(&out.Status, cond, metav1.NewTime(now).Rfc3339Copy())
 	}
 	return reconcile.Write{Verb: reconcile.Update, Resource: client.Namespaces.Name, Subresource: "status", Object: out},
@@ -121,7 +139,7 @@ func report(ns *corev1.Namespace, left remains, failure error, now time.Time) (r
 }
 
 // conditions are the five that upstream keeps on a namespace that is being deleted.
-func conditions(left remains, failure error) []corev1.NamespaceCondition {
+func conditions(left remains, failures []error, failing []schema.GroupVersion) []corev1.NamespaceCondition {
 	conds := []corev1.NamespaceCondition{
 		{Type: corev1.NamespaceDeletionDiscoveryFailure, Reason: "ResourcesDiscovered", Message: "All resources successfully discovered"},
 		{Type: corev1.NamespaceDeletionGVParsingFailure, Reason: "ParsedGroupVersions", Message: "All legacy kube types successfully parsed"},
@@ -135,8 +153,16 @@ func conditions(left remains, failure error) []corev1.NamespaceCondition {
 	for i := range conds {
 		conds[i].Status = corev1.ConditionFalse
 	}
-	if failure != nil {
-		fail(2, "ContentDeletionFailed", fmt.Sprintf("Failed to delete all resource types, 1 remaining: %v", failure))
+	if len(failing) > 0 {
+		fail(0, "DiscoveryFailed", undiscovered(failing))
+	}
+	if len(failures) > 0 {
+		var texts []string
+		for _, err := range failures {
+			texts = append(texts, err.Error())
+		}
+		slices.Sort(texts)
+		fail(2, "ContentDeletionFailed", fmt.Sprintf("Failed to delete all resource types, %d remaining: %s", len(texts), strings.Join(texts, ", ")))
 	}
 	if len(left.resources) > 0 {
 		fail(3, "SomeResourcesRemain", "Some resources are remaining: "+list(left.resources, "%s has %d resource instances"))
