@@ -81,6 +81,7 @@ func (a *Agent) resume(ctx context.Context) {
 	}
 	snap := a.cfg.Client.Snapshot()
 	for _, name := range names {
+		a.play(ctx, name)
 		for pod := range client.Pods.Index(snap, "node", name) {
 			a.touch(ctx, pod)
 		}

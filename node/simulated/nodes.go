@@ -47,7 +47,7 @@ func (a *Agent) register(ctx context.Context) error {
 // ensureNode creates the Node object, or brings the status of one from an earlier run up to date.
 func (a *Agent) ensureNode(ctx context.Context, n *simNode) error {
 	now := metav1.NewTime(a.cfg.Now().Truncate(time.Second))
-	obj, err := a.cfg.Client.Create(ctx, client.Nodes.Name, a.node(n, now), client.WriteOptions{})
+	obj, err := a.cfg.Client.Create(ctx, client.Nodes.Name, a.node(n, now), client.WriteOptions{FieldManager: fieldManager})
 	if err == nil {
 		created := obj.(*corev1.Node)
 		n.uid = created.UID
@@ -69,7 +69,7 @@ func (a *Agent) ensureNode(ctx context.Context, n *simNode) error {
 	}
 	n.uid = out.UID
 	a.adopt(n, out)
-	return nil
+	return a.strip(ctx, n)
 }
 
 // node is the Node object of a simulated node.
@@ -101,7 +101,7 @@ func (a *Agent) node(n *simNode, now metav1.Time) *corev1.Node {
 			},
 			NodeInfo: corev1.NodeSystemInfo{
 				OperatingSystem: "linux", Architecture: runtime.GOARCH, OSImage: "simulated", KernelVersion: "simulated",
-				ContainerRuntimeVersion: "simulated://1", KubeletVersion: a.cfg.Version,
+				ContainerRuntimeVersion: "simulated://1", KubeletVersion: a.cfg.Version, BootID: n.bootID(),
 			},
 		},
 	}
@@ -116,7 +116,7 @@ func (a *Agent) renew(ctx context.Context, slot int) {
 		g.SetLimit(a.cfg.Writers)
 		for i := slot % leaseSlots; i < a.cfg.Count; i += leaseSlots {
 			n := a.nodes[fmt.Sprintf("%s%d", a.cfg.Prefix, i)]
-			if n.gone || a.down(n.name) {
+			if n.gone || a.mute(n.name) {
 				continue
 			}
 			g.Go(func() error {
@@ -137,7 +137,7 @@ func (a *Agent) renewLease(ctx context.Context, n *simNode) error {
 	if old, ok := client.Leases.Get(snap, LeaseNamespace, n.name); ok {
 		lease := old.DeepCopy()
 		lease.Spec.RenewTime = &now
-		_, err := a.cfg.Client.Update(ctx, client.Leases.Name, lease, client.WriteOptions{})
+		_, err := a.cfg.Client.Update(ctx, client.Leases.Name, lease, client.WriteOptions{FieldManager: fieldManager})
 		if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
 			return nil // another turn comes
 		}
@@ -154,7 +154,7 @@ func (a *Agent) renewLease(ctx context.Context, n *simNode) error {
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.name, UID: n.uid}},
 		},
 		Spec: coordinationv1.LeaseSpec{HolderIdentity: &n.name, LeaseDurationSeconds: &seconds, RenewTime: &now},
-	}, client.WriteOptions{})
+	}, client.WriteOptions{FieldManager: fieldManager})
 	if apierrors.IsAlreadyExists(err) {
 		return nil
 	}

@@ -1,6 +1,8 @@
 // Package simulated plays the part of many nodes at once: it registers them, keeps
 // their leases alive and reports every pod that is bound to one of them as running.
 //
+// What happens to pods and nodes beyond that is said by Stages.
+//
 // It owns the Node objects, leases and pod status of the nodes that it made up and
 // nothing else. It never starts a process and never touches the kernel: it is
 // for benchmarks, for tests of schedulers and controllers, and for machines where
@@ -15,6 +17,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -55,7 +58,9 @@ type Config struct {
 	LeaseEvery time.Duration
 	// Writers bounds how many writes are under way at once, 64 if zero.
 	Writers int
-	Log     *slog.Logger
+	// Stages is what happens to pods and nodes beside the default, nil for nothing.
+	Stages *Stages
+	Log    *slog.Logger
 	// Now tells the time, time.Now if nil.
 	Now func() time.Time
 }
@@ -70,8 +75,9 @@ type Agent struct {
 	pods     map[types.NamespacedName]*work
 	failures map[types.NamespacedName]int // in a row, of pods that could not be written
 	writers  int
-	idle     int                                // of the writers, those that wait for a token in kick
-	deadline map[types.NamespacedName]time.Time // when to look at a pod again
+	idle     int // of the writers, those that wait for a token in kick
+	alarms   alarms
+	lives    map[types.NamespacedName]*life // of pods that wait or that stages are for
 
 	recovered []string // nodes whose pods are to be looked at again; guarded by mu
 
@@ -87,6 +93,10 @@ type simNode struct {
 	gone bool // the Node object was deleted: play dead
 	pool pool // guarded by Agent.mu
 	down bool // Fail was called; guarded by Agent.mu
+	// silent tells that a stage has the node do nothing at present.
+	silent atomic.Bool
+	life   nodeLife  // used by the one writer that has the node
+	booted time.Time // guarded by Agent.mu
 }
 
 // work is what the agent knows of a pod that something has to be done for.
@@ -132,7 +142,8 @@ func New(cfg Config) *Agent {
 		pods:  map[types.NamespacedName]*work{},
 
 		failures: map[types.NamespacedName]int{},
-		deadline: map[types.NamespacedName]time.Time{},
+		alarms:   alarms{at: map[types.NamespacedName]time.Time{}},
+		lives:    map[types.NamespacedName]*life{},
 
 		wake: make(chan struct{}, 1),
 		kick: make(chan struct{}, cfg.Writers),
@@ -210,6 +221,7 @@ func (a *Agent) relist(ctx context.Context) (store.Cursor, error) {
 			a.reserve(pod)
 			a.touch(ctx, pod)
 		}
+		a.play(ctx, name)
 	}
 	return cursor, nil
 }
@@ -222,7 +234,8 @@ func (a *Agent) event(ctx context.Context, ev store.Event) {
 	}
 	if ev.Deleted {
 		a.mu.Lock()
-		delete(a.deadline, keyOf(pod))
+		delete(a.alarms.at, keyOf(pod))
+		delete(a.lives, keyOf(pod))
 		a.mu.Unlock()
 		return
 	}
@@ -231,15 +244,16 @@ func (a *Agent) event(ctx context.Context, ev store.Event) {
 
 // touch queues a pod if there is something to do for it now, and remembers when there will be.
 func (a *Agent) touch(ctx context.Context, pod *corev1.Pod) {
-	if a.down(pod.Spec.NodeName) {
-		return
+	if a.mute(pod.Spec.NodeName) {
+		return // it is looked at when the node is back
 	}
-	step, at := plan(pod, a.cfg.Now())
-	if step == wait {
+	now := a.cfg.Now()
+	_, at, ok := a.look(pod, now)
+	switch {
+	case !ok:
+	case at.After(now):
 		a.later(keyOf(pod), at)
-		return
-	}
-	if step != nothing {
+	default:
 		a.enqueue(ctx, keyOf(pod))
 	}
 }
@@ -247,7 +261,7 @@ func (a *Agent) touch(ctx context.Context, pod *corev1.Pod) {
 // later notes when to look at a pod again.
 func (a *Agent) later(key types.NamespacedName, at time.Time) {
 	a.mu.Lock()
-	a.deadline[key] = at
+	a.alarms.set(key, at)
 	a.mu.Unlock()
 	select {
 	case a.wake <- struct{}{}:
@@ -257,17 +271,8 @@ func (a *Agent) later(key types.NamespacedName, at time.Time) {
 
 // due queues the pods whose time has come and returns how long to sleep for the next.
 func (a *Agent) due(ctx context.Context) time.Duration {
-	now, sleep := a.cfg.Now(), time.Hour
-	var ripe []types.NamespacedName
 	a.mu.Lock()
-	for key, at := range a.deadline {
-		if d := at.Sub(now); d > 0 {
-			sleep = min(sleep, d)
-		} else {
-			ripe = append(ripe, key)
-			delete(a.deadline, key)
-		}
-	}
+	ripe, sleep := a.alarms.ring(a.cfg.Now())
 	a.mu.Unlock()
 	for _, key := range ripe {
 		a.enqueue(ctx, key)
@@ -370,47 +375,67 @@ func backoff(failures int) time.Duration {
 	return min(time.Second<<min(failures-1, 5), 30*time.Second)
 }
 
-// pass does what there is to do for one pod now.
+// pass does what there is to do for one pod or node now.
 func (a *Agent) pass(ctx context.Context, key types.NamespacedName) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	if key.Namespace == "" {
+		return a.passNode(ctx, a.nodes[key.Name])
+	}
 	for {
 		snap := a.cfg.Client.Snapshot()
 		pod, ok := client.Pods.Get(snap, key.Namespace, key.Name)
-		if !ok || a.nodes[pod.Spec.NodeName] == nil || a.down(pod.Spec.NodeName) {
+		if !ok || a.nodes[pod.Spec.NodeName] == nil || a.mute(pod.Spec.NodeName) {
 			return nil
 		}
-		step, at := plan(pod, a.cfg.Now())
-		var err error
-		switch step {
-		case nothing:
+		now := a.cfg.Now()
+		x, at, ok := a.look(pod, now)
+		switch {
+		case !ok:
 			return nil
-		case wait:
+		case at.After(now):
 			a.later(key, at)
 			return nil
-		case remove:
-			var zero int64
-			err = a.cfg.Client.Delete(ctx, client.Ref{Resource: client.Pods.Name, Namespace: key.Namespace, Name: key.Name},
-				client.DeleteOptions{UID: pod.UID, GraceSeconds: &zero})
-			if apierrors.IsConflict(err) {
-				return nil // another pod of this name: its events come
-			}
-		case run, complete, terminate:
-			out := pod.DeepCopy()
-			report(out, step, a.cfg.Now(), func() string { return a.address(snap, pod.Spec.NodeName) })
-			_, err = a.cfg.Client.Update(ctx, client.Pods.Name, out, client.WriteOptions{Subresource: "status"})
-			if apierrors.IsConflict(err) {
-				continue
-			}
 		}
+		again, err := a.act(ctx, snap, x, now)
 		if apierrors.IsNotFound(err) {
 			return nil
 		}
-		if err != nil || step == remove {
+		if err != nil || !again {
 			return err
 		}
 	}
 }
+
+// act writes what is due for a pod. again asks for another look.
+func (a *Agent) act(ctx context.Context, snap store.Snapshot, x *subject, now time.Time) (again bool, err error) {
+	pod, key := x.pod, keyOf(x.pod)
+	if x.state == Terminating && (len(pod.Finalizers) == 0 || ended(pod)) {
+		var zero int64
+		err := a.cfg.Client.Delete(ctx, client.Ref{Resource: client.Pods.Name, Namespace: key.Namespace, Name: key.Name},
+			client.DeleteOptions{UID: pod.UID, GraceSeconds: &zero})
+		if apierrors.IsConflict(err) {
+			err = nil // another pod of this name: its events come
+		}
+		return false, err
+	}
+	out, staged := x.advance(now, func() string { return a.address(snap, pod.Spec.NodeName) })
+	undo := func() {}
+	if staged {
+		undo = a.happened(key, x.stage)
+	}
+	_, err = a.cfg.Client.Update(ctx, client.Pods.Name, out, client.WriteOptions{Subresource: "status", FieldManager: fieldManager})
+	if err != nil {
+		undo()
+	}
+	if apierrors.IsConflict(err) {
+		err = nil
+	}
+	return true, err
+}
+
+// fieldManager is as whom the agent writes, the one that real nodes have.
+const fieldManager = "kubelet"
 
 func keyOf(o metav1.Object) types.NamespacedName {
 	return types.NamespacedName{Namespace: o.GetNamespace(), Name: o.GetName()}
