@@ -26,6 +26,7 @@ shim:
 check:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not formatted:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
+	cd examples/website && $(GO) vet ./...
 	$(GO) test ./internal/structure
 
 test: build
