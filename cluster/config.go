@@ -32,6 +32,8 @@ type Config struct {
 	PodCIDR, ServiceCIDR string
 	// Domain is the DNS domain of the cluster.
 	Domain string
+	// SimulateStages is the file that says what happens to simulated nodes and their pods (simulated.ParseStages); "" for nothing.
+	SimulateStages string
 	// RegistryMirrors are tried before the registries that images name: see image.ParseMirrors.
 	RegistryMirrors []string
 	// LogLevel is debug, info, warn or error.
@@ -145,6 +147,7 @@ func (c *Config) Complete() error {
 	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
 		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}
+	errs = append(errs, c.completeStages())
 	errs = append(errs, c.Audit.complete(), c.Access.check())
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

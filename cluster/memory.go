@@ -155,6 +155,7 @@ func (c *Cluster) startMemoryNodes(context.Context) (func(context.Context) error
 	cfg := c.memory.Nodes
 	cfg.Client, cfg.Log, cfg.Now = c.client, c.log, c.now
 	c.simulated = simulated.New(cfg)
+	c.node.simulated.Store(c.simulated)
 	return c.run("simulated nodes", c.simulated.Run), fmt.Sprintf("%d nodes", cfg.Count), nil
 }
 

@@ -256,10 +256,48 @@ const simulatedKey = "coracle.dev/simulated"
 func (c *Cluster) startSimulated(context.Context) (func(context.Context) error, string, error) {
 	cfg := simulated.Config{Client: c.client, Count: c.cfg.Nodes.Simulated, Version: version.Kubernetes, Log: c.log,
 		Labels: map[string]string{simulatedKey: "true"}}
+	if c.cfg.SimulateStages != "" {
+		stages, err := readStages(c.cfg.SimulateStages)
+		if err != nil {
+			return nil, "", err
+		}
+		cfg.Stages = stages
+	}
 	if c.cfg.Nodes.Real {
 		cfg.Taints = []corev1.Taint{{Key: simulatedKey, Value: "true", Effect: corev1.TaintEffectNoSchedule}}
 	}
-	return c.run("simulated nodes", simulated.New(cfg).Run), fmt.Sprintf("%d nodes", c.cfg.Nodes.Simulated), nil
+	agent := simulated.New(cfg)
+	c.node.simulated.Store(agent)
+	return c.run("simulated nodes", agent.Run), fmt.Sprintf("%d nodes", c.cfg.Nodes.Simulated), nil
+}
+
+// completeStages reads the stages of simulated nodes once, so that what is wrong is told before anything starts.
+func (c *Config) completeStages() error {
+	if c.SimulateStages == "" {
+		return nil
+	}
+	abs, err := filepath.Abs(c.SimulateStages)
+	if err != nil {
+		return fmt.Errorf("simulate-stages: %w", err)
+	}
+	c.SimulateStages = abs
+	if c.Nodes.Simulated == 0 {
+		return errors.New("simulate-stages: there are no simulated nodes: give --nodes=simulated:N too")
+	}
+	_, err = readStages(abs)
+	return err
+}
+
+func readStages(file string) (*simulated.Stages, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("simulate-stages: %w", err)
+	}
+	stages, err := simulated.ParseStages(file, data)
+	if err != nil {
+		return nil, fmt.Errorf("simulate-stages: %w", err)
+	}
+	return stages, nil
 }
 
 // removeContainers ends and removes every sandbox of a data directory that no process runs on, and returns

@@ -38,6 +38,7 @@ import (
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/node/kubelet"
+	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/scheduler"
 	"coracle.dev/coracle/store"
@@ -221,14 +222,20 @@ type localWriter interface {
 	client.Batcher
 }
 
-// nodeAPI holds the kubelet API of the real node once it runs.
+// nodeAPI holds the kubelet API of the real node and of the simulated ones once they run.
 type nodeAPI struct {
-	kubelet atomic.Pointer[kubelet.Server]
+	kubelet   atomic.Pointer[kubelet.Server]
+	simulated atomic.Pointer[simulated.Agent]
 }
 
 func (c *Cluster) nodes(name string) (http.Handler, error) {
 	if api := c.node.kubelet.Load(); api != nil && name == c.cfg.NodeName {
 		return api, nil
+	}
+	if agent := c.node.simulated.Load(); agent != nil {
+		if api := agent.Handler(name); api != nil {
+			return api, nil
+		}
 	}
 	return nil, fmt.Errorf("node %s does not run containers in this process", name)
 }

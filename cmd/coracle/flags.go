@@ -28,6 +28,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.IntVar(&cfg.Port, "port", cluster.DefaultPort, "port to serve the API at")
 	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", `file to merge the cluster's context into, "none" for none (default $KUBECONFIG or ~/.kube/config)`)
 	f.String("nodes", "real", `nodes to run: "real", "simulated:N", "real,simulated:N" or "none"`)
+	f.StringVar(&cfg.SimulateStages, "simulate-stages", "", "file that says what happens to simulated nodes and their pods: delays, failures, restarts (docs/simulated.md)")
 	f.StringVar(&cfg.NodeName, "node-name", "", "name of the real node (default the host name)")
 	f.StringVar(&cfg.PodCIDR, "pod-cidr", "", "range of pod addresses (default a free one)")
 	f.StringVar(&cfg.ServiceCIDR, "service-cidr", "", "range of service addresses (default a free one)")
