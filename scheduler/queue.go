@@ -13,6 +13,8 @@ import (
 // belongs to one goroutine. Its size is that of the unscheduled pods in the store.
 type queue struct {
 	items map[types.UID]*item
+	// wakeable are those that changes matter to: taken or waiting. All others are tried in any case.
+	wakeable map[*item]struct{}
 	// active are ready. While there are none, the first of backoff is tried before its time.
 	active, backoff, timed itemHeap
 }
@@ -56,7 +58,7 @@ func newQueue() *queue {
 		return a.added.Before(b.added)
 	}
 	sooner := func(a, b *item) bool { return a.due.Before(b.due) }
-	return &queue{items: map[types.UID]*item{}, active: itemHeap{less: more}, timed: itemHeap{less: sooner},
+	return &queue{items: map[types.UID]*item{}, wakeable: map[*item]struct{}{}, active: itemHeap{less: more}, timed: itemHeap{less: sooner},
 		backoff: itemHeap{less: func(a, b *item) bool {
 			if !a.due.Equal(b.due) {
 				return a.due.Before(b.due)
@@ -91,6 +93,7 @@ func (q *queue) remove(uid types.UID) {
 	if it := q.items[uid]; it != nil {
 		q.leave(it)
 		delete(q.items, uid)
+		delete(q.wakeable, it)
 	}
 }
 
@@ -109,6 +112,11 @@ func (q *queue) heap(p place) *itemHeap {
 // enter puts an item that is taken into its place.
 func (q *queue) enter(it *item, p place) {
 	it.place = p
+	if p == isTaken || p == isWaiting {
+		q.wakeable[it] = struct{}{}
+	} else {
+		delete(q.wakeable, it)
+	}
 	if h := q.heap(p); h != nil {
 		heap.Push(h, it)
 	}
@@ -120,6 +128,7 @@ func (q *queue) leave(it *item) {
 		heap.Remove(h, it.index)
 	}
 	it.place = isTaken
+	q.wakeable[it] = struct{}{}
 }
 
 // take returns the most important pod that is ready, nil for none. It stays known until
@@ -205,12 +214,12 @@ func (q *queue) release(it *item, now time.Time) {
 }
 
 // wake gives every pod that waits for one of these changes, and that test (if not nil) says it may help, another try. It
-// costs one look at each waiting pod.
+// costs one look at each waiting pod, and none at those that are ready.
 func (q *queue) wake(what change, now time.Time, test func(it *item, what change) bool) {
 	if what == 0 {
 		return
 	}
-	for _, it := range q.items {
+	for it := range q.wakeable {
 		hit := what
 		switch it.place {
 		case isTaken: // what it will wait for is not known yet
