@@ -37,21 +37,32 @@ func tolerate(spec *corev1.PodSpec) {
 	}
 }
 
-// fits tells whether a pod of the set is to run on the node, and whether one that runs there may stay.
-func fits(ds *appsv1.DaemonSet, node *corev1.Node) (run, stay bool) {
+// placement is what a set asks of nodes, in its working form.
+type placement struct {
+	node        string // the only one, "" for any
+	tolerations []corev1.Toleration
+	affinity    nodeaffinity.RequiredNodeAffinity
+}
+
+func placementOf(ds *appsv1.DaemonSet) placement {
 	t := &ds.Spec.Template.Spec
-	if t.NodeName != "" && t.NodeName != node.Name {
+	spec := corev1.PodSpec{HostNetwork: t.HostNetwork, Tolerations: slices.Clone(t.Tolerations)}
+	tolerate(&spec)
+	return placement{node: t.NodeName, tolerations: spec.Tolerations, affinity: nodeaffinity.NewRequiredNodeAffinity(t.NodeSelector, t.Affinity)}
+}
+
+// fits tells whether a pod of the set is to run on the node, and whether one that runs there may stay.
+func (p placement) fits(node *corev1.Node) (run, stay bool) {
+	if p.node != "" && p.node != node.Name {
 		return false, false
 	}
-	pod := &corev1.Pod{Spec: corev1.PodSpec{NodeSelector: t.NodeSelector, Affinity: t.Affinity, HostNetwork: t.HostNetwork, Tolerations: slices.Clone(t.Tolerations)}}
-	if ok, err := nodeaffinity.GetRequiredNodeAffinity(pod).Match(node); err != nil || !ok {
+	if ok, err := p.affinity.Match(node); err != nil || !ok {
 		return false, false
 	}
-	tolerate(&pod.Spec)
 	run, stay = true, true
 	for i := range node.Spec.Taints {
 		taint := &node.Spec.Taints[i]
-		if taint.Effect == corev1.TaintEffectPreferNoSchedule || tolerated(pod.Spec.Tolerations, taint) {
+		if taint.Effect == corev1.TaintEffectPreferNoSchedule || tolerated(p.tolerations, taint) {
 			continue
 		}
 		run = false

@@ -40,6 +40,13 @@ func Loop() reconcile.Loop {
 			}
 			return plan(s, ds, ended, now), nil
 		},
+		Failed: func(s store.Snapshot, key reconcile.Key, now time.Time, _ error) reconcile.Plan {
+			ds, ok := client.DaemonSets.Get(s, key.Namespace, key.Name)
+			if !ok {
+				return reconcile.Plan{}
+			}
+			return failed(s, ds, now)
+		},
 	}
 }
 
@@ -57,10 +64,11 @@ func ofNode(s store.Snapshot, ev store.Event) []reconcile.Key {
 	}
 	var keys []reconcile.Key
 	for ds := range client.DaemonSets.List(s, "") {
-		run, stay := fits(ds, node)
+		place := placementOf(ds)
+		run, stay := place.fits(node)
 		wasRun, wasStay := false, false
 		if was != nil {
-			wasRun, wasStay = fits(ds, was)
+			wasRun, wasStay = place.fits(was)
 		}
 		if ev.Deleted && (wasRun || wasStay) || !ev.Deleted && (run != wasRun || stay != wasStay) {
 			keys = append(keys, reconcile.Key{Namespace: ds.Namespace, Name: ds.Name})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -25,19 +26,25 @@ const burst = 250
 
 // pass is one pass over a daemon set.
 type pass struct {
-	now   time.Time
-	ds    *appsv1.DaemonSet
-	hash  string
-	tries *tries
-	nodes []*spot
-	lost  []*corev1.Pod // of nodes that are not there
+	now     time.Time
+	ds      *appsv1.DaemonSet
+	hash    string // of the present template
+	history *revision.History
+	tries   *tries
+	nodes   []*spot
+	desired int             // nodes that are to run a pod
+	lost    []*corev1.Pod   // of nodes that are not there
+	live    map[string]bool // hashes that pods have, and the present one
+
+	generation    int64 // of the template, as old clients count
+	hasGeneration bool
 
 	creates, deletes []reconcile.Write
 	events           []reconcile.Event
 	wait             time.Duration
 }
 
-// spot is a node with the set's pods on it, the oldest first.
+// spot is a node with the set's pods on it in the order of compare.
 type spot struct {
 	node      *corev1.Node
 	run, stay bool
@@ -45,25 +52,11 @@ type spot struct {
 }
 
 func plan(s store.Snapshot, ds *appsv1.DaemonSet, tries *tries, now time.Time) reconcile.Plan {
-	p := &pass{now: now, ds: ds, tries: tries}
-	if sel := ds.Spec.Selector; sel == nil || len(sel.MatchLabels)+len(sel.MatchExpressions) == 0 {
-		return reconcile.Plan{Events: []reconcile.Event{*p.event("Warning", "SelectingAll", "This daemon set is selecting all pods. A non-empty selector is required.")}}
+	p, early := begin(s, ds, now)
+	if p == nil {
+		return early
 	}
-	selector, ref := claim.Selector(ds.Spec.Selector), claim.Reference("apps/v1", "DaemonSet", ds)
-	owned := claim.Objects(s, client.Pods, ds, ref, selector, nil)
-	history := revision.Of(s, ds, ref, selector)
-	if ds.DeletionTimestamp != nil {
-		return reconcile.Plan{}
-	}
-	if claims := append(owned.Writes, history.Claims...); len(claims) > 0 {
-		return reconcile.Plan{Writes: claims} // the new owner references wake the next pass
-	}
-	rev, w, collided := history.Current(s, &ds.Spec.Template, map[string]string{appsv1.DefaultDaemonSetUniqueLabelKey: ""}, ds.Status.CollisionCount)
-	if collided {
-		return p.countCollision()
-	}
-	p.hash = rev.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]
-	p.sort(s, owned.Owned)
+	p.tries = tries
 	for _, n := range p.nodes {
 		p.manage(n)
 	}
@@ -75,7 +68,44 @@ func plan(s store.Snapshot, ds *appsv1.DaemonSet, tries *tries, now time.Time) r
 	if len(p.creates)+len(p.deletes) == 0 && ds.Spec.UpdateStrategy.Type == appsv1.RollingUpdateDaemonSetStrategyType {
 		p.roll()
 	}
-	return p.plan(w, history)
+	return p.plan()
+}
+
+// failed reports the pods of a set when one of them could not be made or deleted.
+func failed(s store.Snapshot, ds *appsv1.DaemonSet, now time.Time) reconcile.Plan {
+	p, _ := begin(s, ds, now)
+	if p == nil {
+		return reconcile.Plan{}
+	}
+	return reconcile.Plan{Writes: p.report(), After: p.wait}
+}
+
+// begin finds the pods and the revision of a set. It returns no pass but a plan where something else comes first.
+func begin(s store.Snapshot, ds *appsv1.DaemonSet, now time.Time) (*pass, reconcile.Plan) {
+	p := &pass{now: now, ds: ds}
+	if sel := ds.Spec.Selector; sel == nil || len(sel.MatchLabels)+len(sel.MatchExpressions) == 0 {
+		return nil, reconcile.Plan{Events: []reconcile.Event{*p.event("Warning", "SelectingAll", "This daemon set is selecting all pods. A non-empty selector is required.")}}
+	}
+	if ds.DeletionTimestamp != nil {
+		return nil, reconcile.Plan{}
+	}
+	selector, ref := claim.Selector(ds.Spec.Selector), claim.Reference("apps/v1", "DaemonSet", ds)
+	owned := claim.Objects(s, client.Pods, ds, ref, selector, nil)
+	p.history = revision.Of(s, ds, ref, selector)
+	if claims := append(owned.Writes, p.history.Claims...); len(claims) > 0 {
+		return nil, reconcile.Plan{Writes: claims} // the new owner references wake the next pass
+	}
+	rev, w, collided := p.history.Current(s, &ds.Spec.Template, map[string]string{appsv1.DefaultDaemonSetUniqueLabelKey: ""}, ds.Status.CollisionCount)
+	switch {
+	case collided:
+		return nil, p.countCollision()
+	case w != nil:
+		return nil, reconcile.Plan{Writes: []reconcile.Write{*w}} // the revision wakes the next pass
+	}
+	p.hash = rev.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]
+	p.generation, p.hasGeneration = generation(ds)
+	p.sort(s, owned.Owned)
+	return p, reconcile.Plan{}
 }
 
 func (p *pass) event(kind, reason, message string) *reconcile.Event {
@@ -98,91 +128,112 @@ func statusWrite(ds *appsv1.DaemonSet) reconcile.Write {
 
 func (p *pass) sort(s store.Snapshot, pods []*corev1.Pod) {
 	byNode := map[string]*spot{}
+	place := placementOf(p.ds)
 	for node := range client.Nodes.List(s, "") {
 		n := &spot{node: node}
-		n.run, n.stay = fits(p.ds, node)
+		n.run, n.stay = place.fits(node)
+		if n.run {
+			p.desired++
+		}
 		p.nodes = append(p.nodes, n)
 		byNode[node.Name] = n
 	}
-	slices.SortStableFunc(pods, func(a, b *corev1.Pod) int {
-		return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortStableFunc(pods, compare)
+	p.live = map[string]bool{p.hash: true}
 	for _, pod := range pods {
-		if n := byNode[nodeOf(pod)]; n != nil {
+		p.live[pod.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]] = true
+		n := byNode[nodeOf(pod)]
+		switch {
+		case podstate.Terminal(pod) && pod.DeletionTimestamp != nil: // gone but for somebody's finalizer
+		case n != nil:
 			n.pods = append(n.pods, pod)
-		} else {
+		default:
 			p.lost = append(p.lost, pod)
 		}
 	}
 }
 
-// plan puts the writes in order. Pods that are written now wake the pass that reports them.
-func (p *pass) plan(rev *reconcile.Write, history *revision.History) reconcile.Plan {
-	if rev != nil {
-		return reconcile.Plan{Writes: []reconcile.Write{*rev}} // the revision wakes the next pass
+// compare puts pods that have a node first, and then the oldest.
+func compare(a, b *corev1.Pod) int {
+	if (a.Spec.NodeName == "") != (b.Spec.NodeName == "") {
+		if a.Spec.NodeName != "" {
+			return -1
+		}
+		return 1
 	}
-	if len(p.creates)+len(p.deletes) > 0 {
-		writes := append(slices.Clone(p.creates[:min(len(p.creates), burst)]), p.deletes[:min(len(p.deletes), burst)]...)
-		return reconcile.Plan{Writes: writes, Parallel: true, Events: p.events, After: p.wait}
-	}
-	out := reconcile.Plan{Events: p.events, After: p.wait}
-	ds := p.ds.DeepCopy()
-	p.observe(&ds.Status, &out)
-	if !equality.Semantic.DeepEqual(ds.Status, p.ds.Status) {
-		out.Writes = append(out.Writes, statusWrite(ds))
-	}
-	out.Writes = append(out.Writes, history.Surplus(p.inUse(history), p.ds.Spec.RevisionHistoryLimit)...)
+	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time), cmp.Compare(a.Name, b.Name))
+}
+
+// plan puts the writes in order, pods before the status.
+func (p *pass) plan() reconcile.Plan {
+	writes := slices.Concat(p.creates[:min(len(p.creates), burst)], p.deletes[:min(len(p.deletes), burst)])
+	out := reconcile.Plan{Parallel: len(writes) > 0, Events: p.events}
+	out.Writes = slices.Concat(writes, p.report(), p.surplus())
+	out.After = p.wait
 	return out
 }
 
-// inUse are the revisions that pods run, and the present one.
-func (p *pass) inUse(history *revision.History) map[string]bool {
-	hashes := map[string]bool{p.hash: true}
-	for _, n := range p.nodes {
-		for _, pod := range n.pods {
-			hashes[pod.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]] = true
+// report writes a status that differs from the one that is there.
+func (p *pass) report() []reconcile.Write {
+	ds := p.ds.DeepCopy()
+	p.observe(&ds.Status)
+	if equality.Semantic.DeepEqual(ds.Status, p.ds.Status) {
+		return nil
+	}
+	return []reconcile.Write{statusWrite(ds)}
+}
+
+// surplus deletes old revisions beyond the history limit. Unlike with stateful sets, those that pods run count, too.
+func (p *pass) surplus() []reconcile.Write {
+	keep := int32(10)
+	if p.ds.Spec.RevisionHistoryLimit != nil {
+		keep = *p.ds.Spec.RevisionHistoryLimit
+	}
+	inUse := map[string]bool{}
+	for _, r := range p.history.All {
+		hash := r.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]
+		inUse[r.Name] = p.live[hash]
+		if p.live[hash] && hash != p.hash {
+			keep--
 		}
 	}
-	names := map[string]bool{}
-	for _, r := range history.All {
-		names[r.Name] = hashes[r.Labels[appsv1.DefaultDaemonSetUniqueLabelKey]]
-	}
-	return names
+	keep = max(keep, 0)
+	return p.history.Surplus(inUse, &keep)
 }
 
 // manage sees to it that a node has the pod that it is to have and no other.
 func (p *pass) manage(n *spot) {
-	if !n.stay {
+	switch {
+	case n.run && len(n.pods) == 0:
+		p.create(n.node.Name)
+	case n.stay:
+		p.tend(n)
+	default:
 		for _, pod := range n.pods {
 			p.remove(pod)
 		}
-		return
 	}
-	var alive []*corev1.Pod
+}
+
+// tend deletes the pods of a node that have ended, and those that are too many.
+func (p *pass) tend(n *spot) {
+	left := false // a pod that failed is left for a while
 	for _, pod := range n.pods {
-		switch {
-		case pod.DeletionTimestamp != nil:
-			alive = append(alive, pod)
-		case podstate.Terminal(pod):
-			p.bury(n.node.Name, pod)
-			alive = append(alive, pod) // its place is taken until it is gone
-		default:
-			alive = append(alive, pod)
+		if pod.DeletionTimestamp == nil && podstate.Terminal(pod) {
+			left = !p.bury(n.node.Name, pod) || left
 		}
 	}
-	if len(alive) == 0 {
-		if n.run {
-			p.create(n.node.Name)
-		}
-		return
-	}
-	if p.maxSurge() == 0 {
-		for _, pod := range running(alive)[min(1, len(running(alive))):] {
+	pods := running(n.pods)
+	switch {
+	case p.maxSurge() > 0 && len(pods) == 0 && n.run && !left:
+		p.create(n.node.Name) // beside one that is being deleted
+	case p.maxSurge() > 0:
+		p.manageSurge(pods)
+	case len(pods) > 1:
+		for _, pod := range pods[1:] {
 			p.remove(pod)
 		}
-		return
 	}
-	p.manageSurge(n, running(alive))
 }
 
 // running leaves out the pods that have ended or are being deleted.
@@ -196,12 +247,13 @@ func running(pods []*corev1.Pod) []*corev1.Pod {
 	return kept
 }
 
-// manageSurge keeps at most one old and one new pod, and lets the old one go when the new one is available.
-func (p *pass) manageSurge(n *spot, pods []*corev1.Pod) {
+// manageSurge keeps at most one old and one new pod, and lets the old one go when the new one is available or the old
+// one is not ready any more.
+func (p *pass) manageSurge(pods []*corev1.Pod) {
 	var oldest, newest *corev1.Pod // the ones that stay
 	for _, pod := range pods {
 		slot := &oldest
-		if p.updated(pod) {
+		if pod.Labels[appsv1.DefaultDaemonSetUniqueLabelKey] == p.hash {
 			slot = &newest
 		}
 		if *slot == nil {
@@ -210,25 +262,31 @@ func (p *pass) manageSurge(n *spot, pods []*corev1.Pod) {
 			p.remove(pod)
 		}
 	}
-	if oldest != nil && newest != nil && p.available(newest) {
+	if oldest != nil && newest != nil && (!podstate.Ready(oldest) || p.available(newest)) {
 		p.remove(oldest)
 	}
 }
 
-// bury deletes a pod that has ended, later each time it happens on the same node.
-func (p *pass) bury(node string, pod *corev1.Pod) {
-	if left := p.tries.delay(p.ds.UID, node, pod.UID, p.now); left > 0 {
-		if p.wait == 0 || left < p.wait {
-			p.wait = left
+// bury deletes a pod that has ended, one that failed later each time it happens on the same node, and tells whether it did.
+func (p *pass) bury(node string, pod *corev1.Pod) bool {
+	kind, reason, verb := "Normal", "SucceededDaemonPod", "succeeded daemon pod %s/%s on node %s, will try to delete it"
+	if pod.Status.Phase == corev1.PodFailed {
+		if left := p.tries.wait(tryKey{p.ds.UID, p.ds.Generation, node}, pod.UID, p.now); left > 0 {
+			p.wake(left)
+			return false
 		}
-		return
-	}
-	kind, reason, verb := "Warning", "FailedDaemonPod", "failed daemon pod %s/%s on node %s, will try to kill it"
-	if pod.Status.Phase == corev1.PodSucceeded {
-		kind, reason, verb = "Normal", "SucceededDaemonPod", "succeeded daemon pod %s/%s on node %s, will try to delete it"
+		kind, reason, verb = "Warning", "FailedDaemonPod", "failed daemon pod %s/%s on node %s, will try to kill it"
 	}
 	p.events = append(p.events, *p.event(kind, reason, fmt.Sprintf("Found "+verb, pod.Namespace, pod.Name, node)))
 	p.remove(pod)
+	return true
+}
+
+// wake asks for another pass after d.
+func (p *pass) wake(d time.Duration) {
+	if p.wait == 0 || d < p.wait {
+		p.wait = d
+	}
 }
 
 func (p *pass) create(node string) {
@@ -258,27 +316,18 @@ func (p *pass) remove(pod *corev1.Pod) {
 	})
 }
 
-// updated tells whether the pod is of the present template.
+// updated tells whether the pod is of the present template, by its hash or by the generation that old clients keep.
 func (p *pass) updated(pod *corev1.Pod) bool {
-	return pod.Labels[appsv1.DefaultDaemonSetUniqueLabelKey] == p.hash
+	return pod.Labels[appsv1.DefaultDaemonSetUniqueLabelKey] == p.hash ||
+		p.hasGeneration && pod.Labels[generationLabel] == strconv.FormatInt(p.generation, 10)
 }
 
 func (p *pass) available(pod *corev1.Pod) bool {
 	ok, left := podstate.Available(pod, p.ds.Spec.MinReadySeconds, p.now)
-	if left > 0 && (p.wait == 0 || left < p.wait) {
-		p.wait = left
+	if left > 0 {
+		p.wake(left)
 	}
 	return ok
-}
-
-// desired is the number of nodes that are to run a pod.
-func (p *pass) desired() (n int) {
-	for _, node := range p.nodes {
-		if node.run {
-			n++
-		}
-	}
-	return n
 }
 
 func (p *pass) maxSurge() int {
@@ -298,11 +347,30 @@ func (p *pass) scaled(field func(*appsv1.RollingUpdateDaemonSet) *intstr.IntOrSt
 	if r == nil || p.ds.Spec.UpdateStrategy.Type != appsv1.RollingUpdateDaemonSetStrategyType || field(r) == nil {
 		return 0
 	}
-	n, err := intstr.GetScaledValueFromIntOrPercent(field(r), p.desired(), true)
+	n, err := intstr.GetScaledValueFromIntOrPercent(field(r), p.desired, true)
 	if err != nil {
 		return 0
 	}
 	return n
+}
+
+// pair finds the pod of the present template and that of an old one among the pods of a node that are not being
+// deleted; false if there are several of a kind.
+func (p *pass) pair(n *spot) (fresh, old *corev1.Pod, ok bool) {
+	for _, pod := range n.pods {
+		slot := &old
+		switch {
+		case pod.DeletionTimestamp != nil:
+			continue
+		case p.updated(pod):
+			slot = &fresh
+		}
+		if *slot != nil {
+			return nil, nil, false
+		}
+		*slot = pod
+	}
+	return fresh, old, true
 }
 
 // roll replaces pods of an old template, as many at a time as may be unavailable or surplus.
@@ -314,20 +382,22 @@ func (p *pass) roll() {
 	budget := p.maxUnavailable()
 	var candidates []*corev1.Pod
 	for _, n := range p.nodes {
-		pods := running(n.pods)
+		if len(n.pods) == 0 {
+			continue
+		}
+		fresh, old, ok := p.pair(n)
 		switch {
-		case !n.run && len(n.pods) == 0:
-		case len(pods) != 1:
+		case !ok || (fresh == nil) == (old == nil):
 			budget--
-		case p.updated(pods[0]):
-			if !p.available(pods[0]) {
+		case fresh != nil:
+			if !p.available(fresh) {
 				budget--
 			}
-		case !p.available(pods[0]):
+		case !p.available(old):
 			budget--
-			p.remove(pods[0]) // it serves nobody: replace it whatever the budget
+			p.remove(old) // it serves nobody: replace it whatever the budget
 		default:
-			candidates = append(candidates, pods[0])
+			candidates = append(candidates, old)
 		}
 	}
 	for _, pod := range candidates[:min(max(budget, 0), len(candidates))] {
@@ -335,66 +405,70 @@ func (p *pass) roll() {
 	}
 }
 
-// rollSurge creates new pods beside old ones; manageSurge removes these when the new ones are available.
+// rollSurge creates new pods beside old ones; manageSurge removes these when the new ones are available. Pods on nodes
+// where none is to run any more, but may stay, go when there are enough elsewhere.
 func (p *pass) rollSurge(budget int) {
 	var candidates []string
+	var leaving []*corev1.Pod
+	available := 0
 	for _, n := range p.nodes {
-		var old, fresh *corev1.Pod
-		for _, pod := range running(n.pods) {
-			if p.updated(pod) {
-				fresh = pod
-			} else {
-				old = pod
-			}
+		fresh, old, ok := p.pair(n)
+		if !ok {
+			budget--
+			continue
+		}
+		if shown := cmp.Or(old, fresh); shown != nil && p.available(shown) {
+			available++
 		}
 		switch {
-		case old == nil || !n.run:
+		case old == nil:
+		case fresh != nil && !p.available(fresh):
+			budget--
 		case fresh != nil:
-			if !p.available(fresh) {
-				budget--
-			}
-		case !p.available(old):
+			p.remove(old)
+		case p.available(old) && n.run:
+			candidates = append(candidates, n.node.Name)
+		case p.available(old):
+			leaving = append(leaving, old)
+		case n.run:
 			p.create(n.node.Name)
 		default:
-			candidates = append(candidates, n.node.Name)
+			p.remove(old)
 		}
+	}
+	for _, pod := range leaving[:min(max(available-p.desired, 0), len(leaving))] {
+		p.remove(pod)
 	}
 	for _, node := range candidates[:min(max(budget, 0), len(candidates))] {
 		p.create(node)
 	}
 }
 
-// observe counts pods and nodes into the status.
-func (p *pass) observe(s *appsv1.DaemonSetStatus, out *reconcile.Plan) {
+// observe counts pods and nodes into the status. Of several pods on a node the oldest counts.
+func (p *pass) observe(s *appsv1.DaemonSetStatus) {
 	*s = appsv1.DaemonSetStatus{ObservedGeneration: p.ds.Generation, CollisionCount: s.CollisionCount, Conditions: s.Conditions}
 	for _, n := range p.nodes {
-		pods := running(n.pods)
 		switch {
-		case n.run:
-			s.DesiredNumberScheduled++
-		case len(n.pods) > 0:
+		case !n.run && len(n.pods) > 0:
 			s.NumberMisscheduled++
 			continue
-		default:
-			continue
+		case n.run:
+			s.DesiredNumberScheduled++
 		}
 		if len(n.pods) == 0 {
 			continue
 		}
 		s.CurrentNumberScheduled++
-		if len(pods) == 0 {
-			continue
-		}
-		if podstate.Ready(pods[0]) {
+		pod := n.pods[0]
+		if podstate.Ready(pod) {
 			s.NumberReady++
-			if p.available(pods[0]) {
+			if p.available(pod) {
 				s.NumberAvailable++
 			}
 		}
-		if slices.ContainsFunc(pods, p.updated) {
+		if p.updated(pod) {
 			s.UpdatedNumberScheduled++
 		}
 	}
 	s.NumberUnavailable = s.DesiredNumberScheduled - s.NumberAvailable
-	out.After = p.wait
 }

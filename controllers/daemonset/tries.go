@@ -7,7 +7,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// How long a pod that ended is left before it is replaced, by how often that happened on its node lately.
+// How long a pod that failed is left before it is replaced, counted from when the one before it was, by how often that
+// happened on its node lately.
 const (
 	firstTry = time.Second
 	lastTry  = 15 * time.Minute
@@ -15,42 +16,45 @@ const (
 	remembered = 10000
 )
 
-// tries remembers how often the pods of a set ended on a node, so that a pod which cannot run is not
+// tries remembers how often the pods of a set failed on a node, so that a pod which cannot run is not
 // made again and again without pause. Safe for concurrent use.
 type tries struct {
 	mu   sync.Mutex // guards last
 	last map[tryKey]*try
 }
 
+// tryKey has the generation of the set, so that another template is tried at once.
 type tryKey struct {
-	set  types.UID
-	node string
+	set        types.UID
+	generation int64
+	node       string
 }
 
+// try is the last pod that was replaced, and how long the next one is left.
 type try struct {
 	pod   types.UID
-	after time.Duration
-	due   time.Time
+	at    time.Time
+	delay time.Duration
 }
 
-// delay is how long the pod that ended is still to be left.
-func (t *tries) delay(set types.UID, node string, pod types.UID, now time.Time) time.Duration {
+// wait is how long the pod that failed is still to be left. Zero counts as its replacement.
+func (t *tries) wait(key tryKey, pod types.UID, now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	key := tryKey{set, node}
 	had := t.last[key]
-	if had == nil {
+	if had == nil || now.Sub(had.at) > 2*lastTry {
 		if t.last == nil || len(t.last) >= remembered {
 			t.last = map[tryKey]*try{}
 		}
-		t.last[key] = &try{pod: pod, after: firstTry, due: now}
+		t.last[key] = &try{pod: pod, at: now, delay: firstTry}
 		return 0
 	}
-	if had.pod != pod {
-		if now.Sub(had.due) > 2*lastTry {
-			had.after = firstTry
-		}
-		had.pod, had.due, had.after = pod, now.Add(had.after), min(had.after*2, lastTry)
+	if had.pod == pod {
+		return 0 // it was to go already, and could not be deleted
 	}
-	return had.due.Sub(now)
+	if left := had.at.Add(had.delay).Sub(now); left > 0 {
+		return left
+	}
+	had.pod, had.at, had.delay = pod, now, min(had.delay*2, lastTry)
+	return 0
 }
