@@ -19,32 +19,7 @@ func (s *Scheduler) bound(it *item, pod *corev1.Pod, node string, err error) {
 		s.record(pod, corev1.EventTypeNormal, "Scheduled", fmt.Sprintf("Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, node))
 		return // the store's event confirms it
 	}
-	if s.binding[pod.UID] != it {
-		return // the store has told already what became of the pod
-	}
-	delete(s.binding, pod.UID)
-	now := s.Now()
-	was := s.cluster.pods[pod.UID]
-	s.cluster.Forget(pod.UID)
-	s.wakeForPods(was, nil, now)
-	current, ok := client.Pods.Get(s.Client.Snapshot(), pod.Namespace, pod.Name)
-	if !ok || current.UID != pod.UID || current.Spec.NodeName != "" || terminal(current) ||
-		current.DeletionTimestamp != nil || len(current.Spec.SchedulingGates) > 0 {
-		s.queue.remove(pod.UID)
-		return
-	}
-	s.queue.put(current, now)
-	s.queue.retry(it, now)
-	message := fmt.Sprintf("running Bind plugin %q: %v", "DefaultBinder", err)
-	s.Log.Warn("binding failed", "pod", pod.Namespace+"/"+pod.Name, "node", node, "error", err)
-	s.record(current, corev1.EventTypeWarning, "FailedScheduling", message)
-	none := ""
-	select { // nobody waits for the condition: should there be no room, the next attempt says it
-	case s.work <- func(ctx context.Context) {
-		s.setStatus(ctx, current, unscheduled(corev1.PodReasonSchedulerError, message), &none)
-	}:
-	default:
-	}
+	s.unbound(it, pod, node, "Bind", "DefaultBinder", err)
 }
 
 // refuse records why a pod has no node, makes room if that was decided, and lets it wait.

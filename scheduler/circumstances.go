@@ -1,9 +1,7 @@
 package scheduler
 
 import (
-	"fmt"
 	"maps"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,47 +14,23 @@ import (
 // circumstances looks up what a pod names.
 func (s *Scheduler) circumstances(snap store.Snapshot, pod *corev1.Pod) Circumstances {
 	var about Circumstances
+	var claims []string
 	for i := range pod.Spec.Volumes {
 		v := &pod.Spec.Volumes[i]
 		if name := claimOf(pod, v); name != "" {
-			if about.Problem = about.claim(snap, pod, name, v.Ephemeral != nil); about.Problem != "" {
+			if about.Problem = s.claim(&about, snap, pod, name, v.Ephemeral != nil); about.Problem != "" {
 				return about
 			}
+			claims = append(claims, pod.Namespace+"/"+name)
 		}
+	}
+	if len(claims) > 0 {
+		about.finishClaims(snap, claims)
 	}
 	if len(pod.Spec.TopologySpreadConstraints) == 0 {
 		about.Siblings = s.siblingsOf(snap, pod)
 	}
 	return about
-}
-
-// claim takes a claim of the pod into account, and returns why the pod cannot be scheduled yet.
-func (about *Circumstances) claim(snap store.Snapshot, pod *corev1.Pod, name string, ephemeral bool) string {
-	claim, ok := client.PersistentVolumeClaims.Get(snap, pod.Namespace, name)
-	switch {
-	case !ok && ephemeral:
-		return fmt.Sprintf("waiting for ephemeral volume controller to create the persistentvolumeclaim %q", name)
-	case !ok:
-		return fmt.Sprintf("persistentvolumeclaim %q not found", name)
-	case claim.Status.Phase == corev1.ClaimLost:
-		return fmt.Sprintf("persistentvolumeclaim %q bound to non-existent persistentvolume %q", name, claim.Spec.VolumeName)
-	case claim.DeletionTimestamp != nil:
-		return fmt.Sprintf("persistentvolumeclaim %q is being deleted", name)
-	case ephemeral && !metav1.IsControlledBy(claim, pod):
-		return fmt.Sprintf("PVC %s/%s was not created for pod %s/%s (pod is not owner)", claim.Namespace, name, pod.Namespace, pod.Name)
-	case claim.Spec.VolumeName == "":
-		return "pod has unbound immediate PersistentVolumeClaims"
-	}
-	if slices.Contains(claim.Spec.AccessModes, corev1.ReadWriteOncePod) {
-		about.Exclusive = append(about.Exclusive, claim.Namespace+"/"+name)
-	}
-	volume, ok := client.PersistentVolumes.Get(snap, "", claim.Spec.VolumeName)
-	if !ok {
-		about.MissingVolume = true
-	} else if a := volume.Spec.NodeAffinity; a != nil && a.Required != nil {
-		about.Volumes = append(about.Volumes, a)
-	}
-	return ""
 }
 
 // maxSiblings bounds how many parsed selectors are kept.

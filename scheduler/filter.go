@@ -33,6 +33,12 @@ var (
 	reasonExclusive     = &reason{"node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by another pod", false, podGone | volumes}
 	reasonNoVolume      = &reason{"node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)", true, volumes}
 	reasonPVAffinity    = &reason{"node(s) didn't match PersistentVolume's node affinity", true, nodeAdded | nodeLabels | volumes}
+	reasonFeatures      = &reason{"node(s) didn't match Pod's required features", true, nodeAdded | nodeAllocatable}
+	reasonDisk          = &reason{"node(s) had no available disk", false, nodeAdded | podGone}
+	reasonLimit         = &reason{"node(s) exceed max volume count", false, nodeAdded | podGone | volumes}
+	reasonNoBinding     = &reason{"node(s) didn't find available persistent volumes to bind", true, nodeAdded | nodeLabels | volumes}
+	reasonNoSpace       = &reason{"node(s) did not have enough free storage", true, nodeAdded | nodeLabels | volumes}
+	reasonZone          = &reason{"node(s) had no available volume zone", true, nodeAdded | nodeLabels | volumes}
 	reasonSpread        = &reason{"node(s) didn't match pod topology spread constraints", false, nodeDomains | podPeers}
 	reasonSpreadLabel   = &reason{"node(s) didn't match pod topology spread constraints (missing required label)", true, nodeAdded | nodeLabels}
 	reasonAffinity      = &reason{"node(s) didn't match pod affinity rules", true, nodeDomains | podPeers}
@@ -80,6 +86,12 @@ type Circumstances struct {
 	// Siblings are the pods from which it is spread when it has no constraints of its own: those of the same services
 	// and controller. Nil for none.
 	Siblings *Siblings
+
+	// delayed are the claims that get a volume when the pod gets a node, zones the places of the volumes of the others.
+	delayed []*delayed
+	zones   []volumeZone
+	// attach is what nodes have to attach for the pod, nil for nothing.
+	attach *attaches
 }
 
 // candidate is a pod with all that one pass works out before it looks at nodes.
@@ -92,10 +104,14 @@ type candidate struct {
 	noVolume  bool
 	exclusive []string
 	contended int // pods that use an exclusive claim
+	delayed   []*delayed
+	zones     []volumeZone
+	attach    *attaches
 }
 
 func (c *Cluster) candidate(p *pod, about *Circumstances) *candidate {
-	cand := &candidate{pod: p, siblings: about.Siblings, noVolume: about.MissingVolume, exclusive: about.Exclusive}
+	cand := &candidate{pod: p, siblings: about.Siblings, noVolume: about.MissingVolume, exclusive: about.Exclusive,
+		delayed: about.delayed, zones: about.zones, attach: about.attach}
 	for _, v := range about.Volumes {
 		if s, err := nodeaffinity.NewNodeSelector(v.Required); err == nil {
 			cand.volumes = append(cand.volumes, s)
@@ -160,16 +176,8 @@ func (c *Cluster) check(cand *candidate, n *node, extra []*reason) []*reason {
 	if extra = c.room(cand.pod, n, extra); len(extra) > 0 {
 		return extra
 	}
-	if cand.contended > 0 {
-		return append(extra, reasonExclusive)
-	}
-	if cand.noVolume {
-		return append(extra, reasonNoVolume)
-	}
-	for _, v := range cand.volumes {
-		if !v.Match(n.object) {
-			return append(extra, reasonPVAffinity)
-		}
+	if one := c.volumesAllow(cand, n); one != nil {
+		return append(extra, one)
 	}
 	if one := cand.spread.allows(n); one != nil {
 		return append(extra, one)
@@ -177,7 +185,57 @@ func (c *Cluster) check(cand *candidate, n *node, extra []*reason) []*reason {
 	if one := cand.affinity.allows(n); one != nil {
 		return append(extra, one)
 	}
+	if len(cand.features) > 0 && !cand.featuresOn(n) {
+		return append(extra, reasonFeatures)
+	}
 	return extra
+}
+
+// volumesAllow applies the rules on volumes.
+func (c *Cluster) volumesAllow(cand *candidate, n *node) *reason {
+	if len(cand.disks) > 0 && n.diskTaken(cand.disks) {
+		return reasonDisk
+	}
+	if cand.contended > 0 {
+		return reasonExclusive
+	}
+	if cand.attach != nil {
+		if driver := cand.attach.missing(n.name); driver != "" {
+			return c.noDriver(driver)
+		}
+		if !cand.attach.allows(n) {
+			return reasonLimit
+		}
+	}
+	if cand.noVolume {
+		return reasonNoVolume
+	}
+	for _, v := range cand.volumes {
+		if !v.Match(n.object) {
+			return reasonPVAffinity
+		}
+	}
+	if _, one := cand.plan(n); one != nil {
+		return one
+	}
+	for i := range cand.zones {
+		if !cand.zones[i].allows(n) {
+			return reasonZone
+		}
+	}
+	return nil
+}
+
+// noDriver is the reason that a driver which volumes need does not run on a node.
+func (c *Cluster) noDriver(driver string) *reason {
+	text := driver + " CSI driver is not installed on the node"
+	if c.drivers[driver] == nil {
+		if c.drivers == nil || len(c.drivers) > 100 {
+			c.drivers = map[string]*reason{}
+		}
+		c.drivers[driver] = &reason{text, false, nodeAdded | volumes}
+	}
+	return c.drivers[driver]
 }
 
 // static checks what no other pod can change.

@@ -39,13 +39,17 @@ type Scheduler struct {
 	// is older than what we know.
 	binding  map[types.UID]*item
 	siblings map[string]*Siblings
+	// awaiting are the pods of binding whose volumes are not there yet.
+	awaiting map[types.UID]*awaited
+	assumed  assumed
 	work     chan func(context.Context)
 	done     chan func()
 }
 
 // The resources whose changes the scheduler follows.
 var followed = []string{client.Pods.Name, client.Nodes.Name, client.Namespaces.Name,
-	client.PersistentVolumeClaims.Name, client.PersistentVolumes.Name}
+	client.PersistentVolumeClaims.Name, client.PersistentVolumes.Name,
+	client.StorageClasses.Name, client.CSINodes.Name, client.VolumeAttachments.Name, csiDrivers.Name, csiCapacities.Name}
 
 const (
 	workers     = 32               // side by side they share the store's commits
@@ -121,6 +125,7 @@ func (s *Scheduler) follow(ctx context.Context) error {
 		for i := range events {
 			s.observe(&events[i])
 		}
+		s.checkAwaited(ctx)
 		worked, err := s.one(ctx)
 		if err != nil {
 			return err
@@ -129,7 +134,11 @@ func (s *Scheduler) follow(ctx context.Context) error {
 			continue
 		}
 		var due <-chan time.Time
-		if next, ok := s.queue.next(); ok {
+		next, ok := s.queue.next()
+		if first, waits := s.nextAwaited(); waits && (!ok || first.Before(next)) {
+			next, ok = first, true
+		}
+		if ok {
 			timer.Reset(max(next.Sub(s.Now()), 0))
 			due = timer.C
 		}
@@ -157,6 +166,7 @@ func (s *Scheduler) settleDone() {
 
 func (s *Scheduler) load(snap store.Snapshot) {
 	s.cluster, s.queue, s.binding, s.siblings = NewCluster(), newQueue(), map[types.UID]*item{}, map[string]*Siblings{}
+	s.awaiting, s.assumed = map[types.UID]*awaited{}, newAssumed()
 	s.cluster.budgets = func() Budgets { return slices.Collect(client.PodDisruptionBudgets.List(s.Client.Snapshot(), "")) }
 	for ns := range client.Namespaces.List(snap, "") {
 		s.cluster.SetNamespace(ns.Name, ns)
@@ -181,12 +191,8 @@ func (s *Scheduler) one(ctx context.Context) (bool, error) {
 		return true, s.refuse(ctx, it, d)
 	}
 	s.cluster.assign(it.pod, d.Node)
-	pod := it.pod.object
-	s.binding[pod.UID] = it
-	return true, s.do(ctx, func(work context.Context) {
-		err := s.Client.Bind(work, pod.Namespace, pod.Name, pod.UID, d.Node)
-		s.report(ctx, func() { s.bound(it, pod, d.Node, err) })
-	})
+	s.binding[it.pod.object.UID] = it
+	return true, s.bind(ctx, it, d.Node, d.plan)
 }
 
 // do hands something to a worker. While all are busy it goes on taking their reports, so

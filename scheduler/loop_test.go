@@ -318,7 +318,9 @@ func TestClaims(t *testing.T) {
 		synctest.Wait()
 		w.says("a", "Unschedulable", `0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.`+helpless)
 		mutate(w, client.PersistentVolumeClaims, "default", "data", "", func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = "v1" })
-		w.says("a", "Unschedulable", `0/2 nodes are available: 2 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s).`+helpless)
+		w.says("a", "Unschedulable", `0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims.`+helpless) // not completely
+		w.bound("data", "v1")
+		w.says("a", "Unschedulable", `0/2 nodes are available: persistentvolume "v1" not found.`+helpless)
 		w.create(client.PersistentVolumes.Name, &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "v1"}, Spec: corev1.PersistentVolumeSpec{
 			Capacity: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}, AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
 			PersistentVolumeSource: corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: "/x"}},

@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 
 	"coracle.dev/coracle/store"
 )
@@ -36,7 +37,14 @@ func (s *Scheduler) observe(ev *store.Event) {
 			}
 			return false
 		})
-	case *corev1.PersistentVolume:
+	case *corev1.PersistentVolume, *storagev1.StorageClass, *storagev1.CSINode, *storagev1.CSIDriver, *storagev1.CSIStorageCapacity:
+		if !ev.Deleted {
+			s.queue.wake(volumes, now, func(it *item, _ change) bool { return len(it.pod.claims) > 0 })
+		}
+	case *storagev1.VolumeAttachment:
+		if !ev.Deleted {
+			return
+		}
 		s.queue.wake(volumes, now, func(it *item, _ change) bool { return len(it.pod.claims) > 0 })
 	}
 }

@@ -15,12 +15,15 @@ type pod struct {
 	memory   int64
 	ports    []hostPort
 	claims   []string // "namespace/name"
+	disks    []disk
 	require  affinityTerms
 	spread   []spreadConstraint
 
 	// Where it wants to be: labels for a plain node selector, wanted if there is required node affinity.
 	labels [][2]string
 	wanted *nodeaffinity.RequiredNodeAffinity
+	// features are what a node has to declare (NodeDeclaredFeatures, KEP-5328).
+	features []string
 	// pinned says that only the nodes in names come into question (DaemonSet pods).
 	pinned bool
 	names  []string
@@ -47,6 +50,10 @@ func newPod(object *corev1.Pod) *pod {
 			p.claims = append(p.claims, object.Namespace+"/"+name)
 		}
 	}
+	if len(object.Spec.Volumes) > 0 {
+		p.disks = disksOf(object)
+	}
+	p.features = featuresOf(&object.Spec)
 	p.parseSelection()
 	return p
 }

@@ -22,6 +22,7 @@ type Decision struct {
 	Unnominate bool
 
 	wakes change
+	plan  volumePlan
 }
 
 // Considered nodes: all below this number, above it a share that falls with the size of
@@ -59,7 +60,8 @@ func (c *Cluster) schedule(p *pod, about *Circumstances) Decision {
 		n := c.best(cand, feasible)
 		c.turn++
 		n.chosen = c.turn
-		return Decision{Node: n.name}
+		plan, _ := cand.plan(n)
+		return Decision{Node: n.name, plan: plan}
 	}
 	d := c.preempt(cand, p, refused)
 	d.Message = fmt.Sprintf("0/%d nodes are available: %s.%s", len(c.order), refused, d.Message)

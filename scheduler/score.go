@@ -22,6 +22,7 @@ var scorings = []scoring{
 	{"TaintToleration", 3, (*Cluster).addTaints},
 	{"NodeAffinity", 2, (*Cluster).addNodeAffinity},
 	{"NodeResourcesFit", 1, (*Cluster).addFit},
+	{"VolumeBinding", 1, (*Cluster).addVolumes},
 	{"PodTopologySpread", 2, (*Cluster).addSpreads},
 	{"InterPodAffinity", 2, (*Cluster).addPodAffinity},
 	{"NodeResourcesBalancedAllocation", 1, (*Cluster).addBalance},

@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,7 +15,7 @@ const (
 	nodeAdded       change = 1 << iota // one that may hold the pod
 	nodeLabels                         // of such a node
 	nodeTaints                         // likewise
-	nodeAllocatable                    // likewise
+	nodeAllocatable                    // likewise, and of the features that it declares
 	nodeDomains                        // of any node: what domains there are, and which of them count
 	podGone                            // or asks for less
 	podPeers                           // a pod that its rules are about, or whose rules are about it, came, went or changed
@@ -36,7 +37,7 @@ func nodeChanges(old, fresh *corev1.Node) change {
 	if old.Spec.Unschedulable != fresh.Spec.Unschedulable || !sameTaints(old.Spec.Taints, fresh.Spec.Taints) {
 		what |= nodeTaints | nodeDomains
 	}
-	if !sameList(old.Status.Allocatable, fresh.Status.Allocatable) {
+	if !sameList(old.Status.Allocatable, fresh.Status.Allocatable) || !slices.Equal(old.Status.DeclaredFeatures, fresh.Status.DeclaredFeatures) {
 		what |= nodeAllocatable
 	}
 	return what

@@ -44,7 +44,7 @@ func (e *explainer) findings(n *node) []Finding {
 
 func (e *explainer) rules(n *node) []Finding {
 	var all []Finding
-	for _, rule := range []func(*node) []Finding{e.unschedulable, e.taints, e.selection, e.ports, e.room, e.volumes, e.spread, e.affinity} {
+	for _, rule := range []func(*node) []Finding{e.unschedulable, e.taints, e.selection, e.ports, e.room, e.volumes, e.storage, e.spread, e.affinity, e.features} {
 		all = append(all, rule(n)...)
 	}
 	return all
@@ -236,6 +236,9 @@ func largest(n *node, show func(int64) string, of func(*pod) int64) string {
 
 func (e *explainer) volumes(n *node) []Finding {
 	var all []Finding
+	if len(e.cand.disks) > 0 && n.diskTaken(e.cand.disks) {
+		all = append(all, Finding{"VolumeRestrictions", reasonDisk.text, "a pod there uses one of the pod's disks, which cannot be shared", "that pod has to go first"})
+	}
 	if e.cand.contended > 0 {
 		all = append(all, Finding{"VolumeRestrictions", reasonExclusive.text,
 			fmt.Sprintf("another pod uses claim %s, whose mode is ReadWriteOncePod", strings.Join(e.cand.exclusive, ", ")), "that pod has to go first"})
@@ -257,6 +260,64 @@ func (e *explainer) volumes(n *node) []Finding {
 			"the pod has to go where its volume is: make room there"})
 	}
 	return all
+}
+
+// storage explains what would become of claims that have no volume yet, and of what a node can attach.
+func (e *explainer) storage(n *node) []Finding {
+	var all []Finding
+	if a := e.cand.attach; a != nil {
+		if driver := a.missing(n.name); driver != "" {
+			all = append(all, Finding{"NodeVolumeLimits", e.cluster.noDriver(driver).text, "the CSI driver " + driver + " does not run on the node", "run the driver's pod there"})
+		} else if !a.allows(n) {
+			var limits []string
+			for driver, limit := range a.limits(n.name) {
+				limits = append(limits, fmt.Sprintf("%s %d", driver, limit))
+			}
+			slices.Sort(limits)
+			all = append(all, Finding{"NodeVolumeLimits", reasonLimit.text, "the node has as many volumes attached as its drivers take: " + strings.Join(limits, ", "), "a pod with volumes has to leave the node"})
+		}
+	}
+	if _, why := e.cand.plan(n); why != nil {
+		all = append(all, e.unplanned(n, why))
+	}
+	for i := range e.cand.zones {
+		if z := &e.cand.zones[i]; !z.allows(n) {
+			all = append(all, Finding{"VolumeZone", reasonZone.text, fmt.Sprintf("volume %s is in %s=%s, the node is not", z.volume, z.key, strings.Join(z.values, " or ")),
+				"the pod has to go where its volume is: make room there"})
+		}
+	}
+	return all
+}
+
+// unplanned names the first claim for which there is no volume on a node.
+func (e *explainer) unplanned(n *node, why *reason) Finding {
+	f := Finding{Rule: "VolumeBinding", Reason: why.text, Why: "there are not enough volumes for all claims of the pod"}
+	taken := map[string]bool{}
+	for _, d := range e.cand.delayed {
+		name := d.claim.Name
+		if d.selected != "" && d.selected != n.name {
+			f.Why, f.Change = fmt.Sprintf("a volume for claim %s is being made for node %s", name, d.selected), "the provisioner has to finish or give up"
+			return f
+		}
+		if v := d.choose(n, taken); v != nil && d.selected == "" {
+			taken[v.Name] = true
+			continue
+		}
+		_, enough := d.room(n)
+		switch size := d.claim.Spec.Resources.Requests[corev1.ResourceStorage]; {
+		case d.class.Provisioner == "" || d.class.Provisioner == noProvisioner:
+			f.Why = fmt.Sprintf("claim %s (%s, class %s): none of %s that would do can be reached from here, and the class makes none", name, size.String(), d.class.Name, plural(len(d.choices), "volume"))
+			f.Change = fmt.Sprintf("create a PersistentVolume of class %s with %s or more whose node affinity allows %s", d.class.Name, size.String(), n.name)
+		case !allowed(d.class.AllowedTopologies, n):
+			f.Why, f.Change = fmt.Sprintf("claim %s: class %s makes volumes only for other nodes (allowedTopologies)", name, d.class.Name), "make room on a node that the class allows"
+		case !enough:
+			f.Why, f.Change = fmt.Sprintf("claim %s: %s has no %s free for this node", name, d.class.Provisioner, size.String()), "add storage there, or ask for less"
+		default:
+			continue
+		}
+		return f
+	}
+	return f
 }
 
 func (e *explainer) spread(n *node) []Finding {
@@ -392,4 +453,12 @@ func (e *explainer) named(n *node, key string, match func(*pod) bool) string {
 		names = append(names, fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(names, ", ")
+}
+
+func (e *explainer) features(n *node) []Finding {
+	if e.cand.featuresOn(n) {
+		return nil
+	}
+	return []Finding{{"NodeDeclaredFeatures", reasonFeatures.text, "the pod needs what the node does not declare: " + strings.Join(e.cand.pod.features, ", "),
+		"a node with these features is needed (status.declaredFeatures)"}}
 }

@@ -23,8 +23,6 @@ import (
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/scheduler"
-	"coracle.dev/coracle/store"
-	"coracle.dev/coracle/store/memory"
 )
 
 func newWhy() *cobra.Command {
@@ -111,11 +109,12 @@ func why(ctx context.Context, flags *genericclioptions.ConfigFlags, name string)
 	if err != nil {
 		return nil, nil, err
 	}
-	snap, notes, err := read(ctx, set, namespace)
+	state, notes, err := read(ctx, set, namespace)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: the scheduler's rules need all nodes and pods", err)
 	}
-	return scheduler.Why(snap, pod), notes, nil
+	report, err := state.Why(pod)
+	return report, notes, err
 }
 
 // list reads one resource.
@@ -132,7 +131,7 @@ func as[L runtime.Object](f func(context.Context, metav1.ListOptions) (L, error)
 }
 
 // read lists everything that the rules may look at for a pod of a namespace.
-func read(ctx context.Context, set kubernetes.Interface, namespace string) (store.Snapshot, []string, error) {
+func read(ctx context.Context, set kubernetes.Interface, namespace string) (*scheduler.State, []string, error) {
 	lists := []list{
 		{client.Nodes.Name, true, as(set.CoreV1().Nodes().List)},
 		{client.Pods.Name, true, as(set.CoreV1().Pods("").List)},
@@ -141,13 +140,16 @@ func read(ctx context.Context, set kubernetes.Interface, namespace string) (stor
 		{client.PersistentVolumes.Name, false, as(set.CoreV1().PersistentVolumes().List)},
 		{client.StorageClasses.Name, false, as(set.StorageV1().StorageClasses().List)},
 		{client.CSINodes.Name, false, as(set.StorageV1().CSINodes().List)},
+		{client.VolumeAttachments.Name, false, as(set.StorageV1().VolumeAttachments().List)},
+		{"csidrivers.storage.k8s.io", false, as(set.StorageV1().CSIDrivers().List)},
+		{"csistoragecapacities.storage.k8s.io", false, as(set.StorageV1().CSIStorageCapacities("").List)},
 		{client.Services.Name, false, as(set.CoreV1().Services(namespace).List)},
 		{client.ReplicationControllers.Name, false, as(set.CoreV1().ReplicationControllers(namespace).List)},
 		{client.ReplicaSets.Name, false, as(set.AppsV1().ReplicaSets(namespace).List)},
 		{client.StatefulSets.Name, false, as(set.AppsV1().StatefulSets(namespace).List)},
 		{client.PodDisruptionBudgets.Name, false, as(set.PolicyV1().PodDisruptionBudgets("").List)},
 	}
-	var txn store.Txn
+	state := &scheduler.State{}
 	var notes []string
 	for _, l := range lists {
 		objects, err := l.read(ctx, metav1.ListOptions{ResourceVersion: "0"})
@@ -163,20 +165,14 @@ func read(ctx context.Context, set kubernetes.Interface, namespace string) (stor
 			if !ok {
 				return errors.New("the server sent what is not an object")
 			}
-			txn.Ops = append(txn.Ops, store.Op{Key: store.Key{Resource: l.resource, Namespace: object.GetNamespace(), Name: object.GetName()}, Object: object})
+			state.Add(l.resource, object)
 			return nil
 		})
 		if err != nil {
 			return nil, nil, err
 		}
 	}
-	s := memory.New(store.Options{Stamp: func(any, store.Revision) {}})
-	if len(txn.Ops) > 0 {
-		if _, _, err := s.Commit(ctx, txn); err != nil {
-			return nil, nil, err
-		}
-	}
-	return s.Snapshot(), notes, nil
+	return state, notes, nil
 }
 
 // printReport writes a report for people.

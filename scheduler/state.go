@@ -1,0 +1,31 @@
+package scheduler
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/store"
+	"coracle.dev/coracle/store/memory"
+)
+
+// State collects what someone has read from a cluster's API, so that Why can be asked far from its store. The zero value
+// is empty. It belongs to one goroutine.
+type State struct{ objects store.Txn }
+
+// Add takes an object in, which belongs to the State from then on. resource is its canonical name, and no object is added twice.
+func (s *State) Add(resource string, o api.Object) {
+	s.objects.Ops = append(s.objects.Ops, store.Op{Key: store.Key{Resource: resource, Namespace: o.GetNamespace(), Name: o.GetName()}, Object: o})
+}
+
+// Why is Why of what was added. An error means that an object was added twice.
+func (s *State) Why(pod *corev1.Pod) (*Report, error) {
+	m := memory.New(store.Options{Stamp: func(any, store.Revision) {}})
+	if len(s.objects.Ops) > 0 {
+		if _, _, err := m.Commit(context.Background(), s.objects); err != nil {
+			return nil, err
+		}
+	}
+	return Why(m.Snapshot(), pod), nil
+}
