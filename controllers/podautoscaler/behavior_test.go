@@ -39,7 +39,7 @@ type behavior = autoscalingv2.HorizontalPodAutoscalerBehavior
 
 // wantedBy is a scene in which an external metric wants so many replicas.
 func wantedBy(current, wanted int32) *scene {
-	return newScene(current, "").values(int64(wanted) * 1000).metric(externalMetric(averageValue("1"))).limits(1, 1000).held()
+	return newScene(current, "").values(int64(wanted)*1000).metric(externalMetric(averageValue("1"))).limits(1, 1000).held()
 }
 
 func TestRates(t *testing.T) {
@@ -211,7 +211,7 @@ func TestRemember(t *testing.T) {
 // TestProperties: in random scenes, the number stays within the limits, grows with the load, and comes to rest under a constant one.
 func TestProperties(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
-	for i := range 3000 {
+	for i := range 1000 {
 		n := int32(1 + r.IntN(20))
 		least := int32(1 + r.IntN(5))
 		most := least + int32(r.IntN(30))

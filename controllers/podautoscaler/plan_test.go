@@ -162,7 +162,7 @@ func TestContainers(t *testing.T) {
 		}
 		return s
 	}
-	wants(t, decide(two().metric(cpu(50)).view), 2, 2)          // 500 of 1500 is 33 %
+	wants(t, decide(two().metric(cpu(50)).view), 2, 2)           // 500 of 1500 is 33 %
 	wants(t, decide(two().metric(container("side")).view), 2, 4) // 500 of 500
 	wants(t, decide(two().metric(container("app")).view), 2, 2)  // 500 of 1000
 	d := decide(two().metric(container("app")).view)
