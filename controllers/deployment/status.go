@@ -82,18 +82,12 @@ func (p *pass) observe() {
 	s := &p.d.Status
 	asked := sizes(p.all)
 	s.ObservedGeneration = p.d.Generation
-	s.Replicas, s.UpdatedReplicas, s.ReadyReplicas, s.AvailableReplicas, s.TerminatingReplicas = 0, 0, 0, 0, nil
+	s.Replicas, s.UpdatedReplicas, s.ReadyReplicas, s.AvailableReplicas = 0, 0, 0, 0
+	s.TerminatingReplicas = terminating(p.all)
 	for _, rs := range p.all {
 		s.Replicas += rs.Status.Replicas
 		s.ReadyReplicas += rs.Status.ReadyReplicas
 		s.AvailableReplicas += rs.Status.AvailableReplicas
-		if t := rs.Status.TerminatingReplicas; t != nil {
-			sum := *t
-			if s.TerminatingReplicas != nil {
-				sum += *s.TerminatingReplicas
-			}
-			s.TerminatingReplicas = &sum
-		}
 	}
 	if p.new != nil {
 		s.UpdatedReplicas = p.new.Status.Replicas
@@ -104,6 +98,20 @@ func (p *pass) observe() {
 	} else {
 		p.set(appsv1.DeploymentAvailable, corev1.ConditionFalse, "MinimumReplicasUnavailable", "Deployment does not have minimum availability.")
 	}
+}
+
+// terminating sums up the pods that are being deleted (KEP-3973), nil if a replica set has not counted them.
+func terminating(sets []*set) *int32 {
+	sum := int32(0)
+	for _, rs := range sets {
+		switch t := rs.Status.TerminatingReplicas; {
+		case t != nil:
+			sum += *t
+		case rs.Status.ObservedGeneration > 0:
+			return nil
+		}
+	}
+	return &sum
 }
 
 // complete tells whether the status shows nothing but available new pods.
