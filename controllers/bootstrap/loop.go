@@ -65,7 +65,7 @@ func Loop(cfg Config) reconcile.Loop {
 		}})
 		verbs := []reconcile.Verb{reconcile.Create}
 		switch key.Resource {
-		case client.Services.Name, client.Endpoints.Name, client.EndpointSlices.Name:
+		case client.Services.Name, client.Endpoints.Name, client.EndpointSlices.Name, client.ConfigMaps.Name:
 			verbs = append(verbs, reconcile.Update)
 		}
 		l.Outputs = append(l.Outputs, reconcile.Output{Resource: key.Resource, Verbs: verbs})
