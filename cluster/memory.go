@@ -171,6 +171,9 @@ func (c *Cluster) Engine() *reconcile.Engine { return c.engine }
 // Nodes plays the simulated nodes of a cluster in memory, nil if it has none.
 func (c *Cluster) Nodes() *simulated.Agent { return c.simulated }
 
+// portPatience is how long clients from outside may take to end what they have under way.
+const portPatience = 10 * time.Millisecond
+
 // Serve answers the API at a listener too, with TLS, until the cluster stops. It returns the PEM certificate of the authority that the
 // server is known by.
 func (c *Cluster) Serve(l net.Listener) (ca []byte, err error) {
@@ -192,6 +195,8 @@ func (c *Cluster) Serve(l net.Listener) (ca []byte, err error) {
 	// Watches end with the API, the part after which this one has to stop.
 	c.stops = append(c.stops, running{name: "port", stop: func(ctx context.Context) error {
 		c.server.Close()
+		ctx, cancel := context.WithTimeout(ctx, portPatience)
+		defer cancel()
 		return stop(ctx)
 	}})
 	return c.keys.caPEM, nil
