@@ -2,10 +2,13 @@ package encrypt
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"coracle.dev/coracle/store"
 )
@@ -19,32 +22,92 @@ var marker = []byte("k8s:enc:")
 // Codec encrypts behind another codec. It is safe for concurrent use.
 type Codec struct {
 	store.Codec
+	now   atomic.Pointer[table]
+	stale sync.Map // store.Key -> struct{}
+}
+
+// table is one configuration. It is immutable but for what it remembers.
+type table struct {
 	config *Config
+	before *table   // for what was written until then; nil for the first one
 	chosen sync.Map // resource -> []transformer
-	stale  sync.Map // store.Key -> struct{}
 }
 
 // Wrap returns a codec whose stored form is encrypted as the configuration says. With a nil Config it encrypts nothing, and
 // says so when it meets data that is.
-func Wrap(inner store.Codec, c *Config) *Codec { return &Codec{Codec: inner, config: c} }
+func Wrap(inner store.Codec, c *Config) *Codec {
+	out := &Codec{Codec: inner}
+	out.now.Store(&table{config: c})
+	return out
+}
 
-// Stale tells whether what was read of a key was in another form than would be written today: with another key, or in plain text.
-// Once it was written since, the answer means nothing.
+// Reload has everything that is written from now on encrypted as another configuration says. What is stored is not touched: it is
+// Stale where the first provider of its resource differs from before.
+func (c *Codec) Reload(next *Config) {
+	old := c.now.Load()
+	for old.before != nil && sameFirst(old.before.config, old.config) {
+		old = old.before // a chain is as long as there were changes of writers
+	}
+	c.now.Store(&table{config: next, before: old})
+}
+
+// sameFirst tells whether two configurations write alike, as far as can be told without asking for each resource.
+func sameFirst(a, b *Config) bool {
+	if a == nil || b == nil || len(a.rules) != len(b.rules) {
+		return a == b
+	}
+	for i := range a.rules {
+		if !slices.Equal(a.rules[i].resources, b.rules[i].resources) || firstOf(a.rules[i].providers) != firstOf(b.rules[i].providers) {
+			return false
+		}
+	}
+	return true
+}
+
+// firstOf names what writes.
+func firstOf(list []transformer) string {
+	if len(list) == 0 {
+		return ""
+	}
+	return cmp.Or(list[0].id, list[0].prefix)
+}
+
+// Check is that of the configuration in use.
+func (c *Codec) Check() error {
+	if cfg := c.now.Load().config; cfg != nil {
+		return cfg.Check()
+	}
+	return nil
+}
+
+// Stale tells whether what was read of a key, or written before a Reload, was in another form than would be written today: with another
+// key, or in plain text. Once it was written since, the answer means nothing.
 func (c *Codec) Stale(key store.Key) bool {
-	_, ok := c.stale.Load(key)
-	return ok
+	if _, ok := c.stale.Load(key); ok {
+		return true
+	}
+	t := c.now.Load()
+	first := firstOf(t.providers(key.Resource))
+	for b := t.before; b != nil; b = b.before {
+		if firstOf(b.providers(key.Resource)) != first {
+			return true
+		}
+	}
+	return false
 }
 
 // providers are those of a resource, nil if it is not to be encrypted.
-func (c *Codec) providers(resource string) []transformer {
-	if c.config == nil {
+func (c *Codec) providers(resource string) []transformer { return c.now.Load().providers(resource) }
+
+func (t *table) providers(resource string) []transformer {
+	if t.config == nil {
 		return nil
 	}
-	if p, ok := c.chosen.Load(resource); ok {
+	if p, ok := t.chosen.Load(resource); ok {
 		return p.([]transformer)
 	}
-	p := c.config.providers(resource)
-	c.chosen.Store(resource, p)
+	p := t.config.providers(resource)
+	t.chosen.Store(resource, p)
 	return p
 }
 
@@ -90,7 +153,8 @@ func (c *Codec) Decode(key store.Key, data []byte) (any, error) {
 		return nil, err
 	}
 	// What identity would write has no prefix, and so must the data.
-	if p := c.providers(key.Resource); len(p) > 0 && (!bytes.HasPrefix(data, []byte(p[0].prefix)) || p[0].prefix == "" && bytes.HasPrefix(data, marker)) {
+	if p := c.providers(key.Resource); len(p) > 0 && (!bytes.HasPrefix(data, []byte(p[0].prefix)) || p[0].prefix == "" && bytes.HasPrefix(data, marker) ||
+		p[0].outdated != nil && p[0].outdated(data[len(p[0].prefix):])) {
 		c.stale.Store(key, struct{}{})
 	}
 	return c.Codec.Decode(key, plain)
@@ -126,7 +190,7 @@ func (c *Codec) plain(key store.Key, data []byte) ([]byte, error) {
 	}
 	name := prefixOf(data)
 	switch {
-	case c.config == nil:
+	case c.now.Load().config == nil:
 		return nil, fmt.Errorf("%w: %s was encrypted by %s: start with the --encryption-provider-config that it was written with", ErrKey, key, name)
 	case cause != nil:
 		return nil, fmt.Errorf("%w: %s was encrypted by %s, and the key of that name in --encryption-provider-config does not open it (%w): "+

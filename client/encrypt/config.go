@@ -10,6 +10,7 @@ package encrypt
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -33,11 +34,11 @@ type (
 		Providers []provider `json:"providers"`
 	}
 	provider struct {
-		AESGCM    *keyed    `json:"aesgcm,omitempty"`
-		AESCBC    *keyed    `json:"aescbc,omitempty"`
-		Secretbox *keyed    `json:"secretbox,omitempty"`
-		Identity  *struct{} `json:"identity,omitempty"`
-		KMS       *kms      `json:"kms,omitempty"`
+		AESGCM    *keyed     `json:"aesgcm,omitempty"`
+		AESCBC    *keyed     `json:"aescbc,omitempty"`
+		Secretbox *keyed     `json:"secretbox,omitempty"`
+		Identity  *struct{}  `json:"identity,omitempty"`
+		KMS       *kmsConfig `json:"kms,omitempty"`
 	}
 	keyed struct {
 		Keys []key `json:"keys"`
@@ -46,7 +47,7 @@ type (
 		Name   string `json:"name"`
 		Secret string `json:"secret"`
 	}
-	kms struct {
+	kmsConfig struct {
 		APIVersion string  `json:"apiVersion,omitempty"`
 		Name       string  `json:"name"`
 		CacheSize  *int32  `json:"cachesize,omitempty"`
@@ -61,11 +62,49 @@ type transformer struct {
 	prefix string
 	seal   func(plain []byte, path string) ([]byte, error)
 	open   func(sealed []byte, path string) ([]byte, error)
+	// id is the prefix with a hash of the key: two keys of one name differ in it.
+	id string
+	// outdated tells that a value it can open would be written otherwise today. Nil: none.
+	outdated func(sealed []byte) bool
+	// healthy asks what it depends on. Nil: on nothing.
+	healthy func() error
+	// close ends what it has. Nil: nothing.
+	close func()
 }
 
 // Config says which resources are encrypted and how. It is immutable. Nil encrypts nothing.
 type Config struct {
 	rules []rule
+	names []string // of KMS providers
+}
+
+// Check says what is wrong with the KMS plugins that the configuration names, nil for nothing. It asks each of them at most once in some
+// seconds, for no longer than its timeout.
+func (c *Config) Check() error {
+	var errs []error
+	for _, t := range c.providersAll() {
+		if t.healthy != nil {
+			errs = append(errs, t.healthy())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends the connections to KMS plugins.
+func (c *Config) Close() {
+	for _, t := range c.providersAll() {
+		if t.close != nil {
+			t.close()
+		}
+	}
+}
+
+func (c *Config) providersAll() []transformer {
+	var out []transformer
+	for _, r := range c.rules {
+		out = append(out, r.providers...)
+	}
+	return out
 }
 
 // rule is the providers of some resources: the first writes, all read.
@@ -111,7 +150,7 @@ func Parse(data []byte) (*Config, error) {
 			errs = append(errs, field.Required(path.Child("providers"), "at least one provider is required"))
 		}
 		for j := range in.Resources[i].Providers {
-			made, more := in.Resources[i].Providers[j].transformers(path.Child("providers").Index(j))
+			made, more := in.Resources[i].Providers[j].transformers(c, path.Child("providers").Index(j))
 			r.providers = append(r.providers, made...)
 			errs = append(errs, more...)
 		}
@@ -181,7 +220,7 @@ func covers(pattern, resource string) bool {
 	return name == have && group == haveGroup
 }
 
-func (p *provider) transformers(path *field.Path) ([]transformer, field.ErrorList) {
+func (p *provider) transformers(c *Config, path *field.Path) ([]transformer, field.ErrorList) {
 	var made []transformer
 	var errs field.ErrorList
 	count := 0
@@ -203,7 +242,14 @@ func (p *provider) transformers(path *field.Path) ([]transformer, field.ErrorLis
 	}
 	if p.KMS != nil {
 		count++
-		errs = append(errs, field.Forbidden(path.Child("kms"), "KMS providers are not supported: use secretbox, aesgcm or aescbc"))
+		k, more := p.KMS.provider(path.Child("kms"))
+		if slices.Contains(c.names, p.KMS.Name) {
+			more = append(more, field.Invalid(path.Child("kms", "name"), p.KMS.Name, fmt.Sprintf("duplicate KMS provider name %s, names must be unique", p.KMS.Name)))
+		}
+		c.names = append(c.names, p.KMS.Name)
+		if errs = append(errs, more...); len(more) == 0 {
+			made = append(made, k.transformer())
+		}
 	}
 	switch {
 	case count == 0:
@@ -235,6 +281,8 @@ func (k *keyed) transformers(name string, sizes []int, make func([]byte) transfo
 		default:
 			t := make(secret)
 			t.prefix = "k8s:enc:" + name + ":v1:" + one.Name + ":"
+			sum := sha256.Sum256(secret)
+			t.id = t.prefix + string(sum[:])
 			made = append(made, t)
 		}
 	}
