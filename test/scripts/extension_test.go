@@ -30,7 +30,7 @@ import (
 
 // serveExtension is the command extension NAME DNSNAME CAFILE: it serves an extension API server (flunders in ext.example.com/v1) over
 // HTTPS at the machine's address until the script ends. Its certificate is for DNSNAME, and it believes the user headers of
-// clients with a certificate of the authority in CAFILE. NAME_IP, NAME_PORT and NAME_CA say how it is reached. While the
+// clients with a certificate of the authority in CAFILE. Custom and external metrics (v1beta2, v1beta1) have the value in the file NAME.METRIC. NAME_IP, NAME_PORT and NAME_CA say how it is reached. While the
 // file NAME.broken exists it answers everything with 500. What it was asked for goes to NAME.log: user, groups, method, path.
 func serveExtension(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 3 {
@@ -112,6 +112,8 @@ func (e *extension) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case path == "/apis":
 		w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
 		fmt.Fprint(w, extensionKinds)
+	case path == "/apis/custom.metrics.k8s.io/v1beta2", path == "/apis/external.metrics.k8s.io/v1beta1":
+		fmt.Fprintf(w, `{"kind":"APIResourceList","groupVersion":%q,"resources":[]}`, strings.TrimPrefix(path, "/apis/"))
 	case path == "/apis/ext.example.com/v1":
 		fmt.Fprint(w, `{"kind":"APIResourceList","groupVersion":"ext.example.com/v1","resources":[]}`)
 	case path == "/openapi/v3":
@@ -124,6 +126,8 @@ func (e *extension) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e.watch(w, r)
 	case path == items:
 		e.list(w)
+	case strings.HasPrefix(path, "/apis/custom.metrics.k8s.io/v1beta2/namespaces/"), strings.HasPrefix(path, "/apis/external.metrics.k8s.io/v1beta1/namespaces/"):
+		e.metric(w, path)
 	case strings.HasPrefix(path, items+"/") && r.Method == http.MethodDelete:
 		e.mu.Lock()
 		delete(e.flunders, strings.TrimPrefix(path, items+"/"))
@@ -133,6 +137,19 @@ func (e *extension) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNotFound)
 		fmt.Fprint(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,"message":"no such flunder"}`)
 	}
+}
+
+// metric answers every custom and external metric with one value: what stands in the file NAME.METRIC, 404 without it.
+func (e *extension) metric(w http.ResponseWriter, path string) {
+	name := path[strings.LastIndex(path, "/")+1:]
+	value, err := os.ReadFile(strings.TrimSuffix(e.log, "log") + name)
+	if err != nil {
+		w.WriteHeader(http.StatusNotFound)
+		fmt.Fprintf(w, `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"NotFound","code":404,"message":"there is no metric %s"}`, name)
+		return
+	}
+	fmt.Fprintf(w, `{"items":[{"describedObject":{"kind":"Service","namespace":"default","name":"front"},"timestamp":%q,"value":%q}]}`,
+		time.Now().UTC().Format(time.RFC3339), strings.TrimSpace(string(value)))
 }
 
 func (e *extension) create(w http.ResponseWriter, r *http.Request) {
