@@ -14,14 +14,18 @@ import (
 // checks are the parts of /healthz, /livez or /readyz, in order.
 func (s *Server) checks(kind string) []Check {
 	well := func() error { return nil }
+	stored := well
+	if h, ok := s.cfg.Store.(interface{ Health() error }); ok {
+		stored = h.Health
+	}
 	checks := []Check{
 		{Name: "ping", Live: true, Err: well},
 		{Name: "log", Live: true, Err: well},
-		// The store is this process's own; that it was opened and read is why the server answers.
-		{Name: "etcd", Live: true, Err: well},
+		// The store is this process's own. A disk that fails takes it along, as etcd's would.
+		{Name: "etcd", Live: true, Err: stored},
 	}
 	if kind == "readyz" {
-		checks = append(checks, Check{Name: "etcd-readiness", Err: well}, Check{Name: "informer-sync", Err: well})
+		checks = append(checks, Check{Name: "etcd-readiness", Err: stored}, Check{Name: "informer-sync", Err: well})
 	}
 	for _, c := range s.cfg.Checks {
 		if c.Live || kind != "livez" {

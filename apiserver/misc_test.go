@@ -28,6 +28,7 @@ import (
 	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/apiserver/authz"
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
 )
 
 // TestUpgrade passes an upgraded connection through to the node and back.
@@ -185,6 +186,23 @@ type allowAll struct{}
 
 func (allowAll) Authorize(context.Context, *authz.Attributes) (bool, string, error) {
 	return true, "", nil
+}
+
+// sick is a store whose disk fails.
+type sick struct{ store.Store }
+
+func (sick) Health() error { return store.ErrFailed }
+
+func TestHealthOfTheStore(t *testing.T) {
+	e := start(t, smallKinds(), func(c *Config) { c.Store = sick{c.Store} })
+	for path, want := range map[string]string{
+		"/livez?verbose": "[-]etcd failed: reason withheld\n", "/readyz?verbose": "[-]etcd failed: reason withheld\n[-]etcd-readiness failed: reason withheld\n",
+	} {
+		r := e.raw("GET", path, nil)
+		if text := body(t, r); r.StatusCode != 500 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s", path, r.StatusCode, text)
+		}
+	}
 }
 
 func TestHealthAndPaths(t *testing.T) {

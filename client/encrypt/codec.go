@@ -3,8 +3,10 @@ package encrypt
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -245,4 +247,14 @@ func path(key store.Key) string {
 		p += key.Namespace + "/"
 	}
 	return p + key.Name
+}
+
+// Sum tells one state of a file from another.
+func Sum(file string) (string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(data)
+	return string(sum[:]), nil
 }

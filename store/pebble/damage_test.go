@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"coracle.dev/coracle/store"
@@ -436,6 +437,9 @@ func TestBrokenDisk(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if err := s.Health(); err != nil {
+				t.Errorf("health before: %v", err)
+			}
 			tally := &crash.Tally{}
 			var count atomic.Int64
 			err = crash.Load(t.Context(), s, func(a crash.Ack) {
@@ -451,6 +455,9 @@ func TestBrokenDisk(t *testing.T) {
 			_, _, err = s.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: store.Key{Resource: "a", Name: "x"}, Object: &crash.Object{}}}})
 			if !errors.Is(err, store.ErrFailed) {
 				t.Errorf("afterwards: %v", err)
+			}
+			if err := s.Health(); !errors.Is(err, store.ErrFailed) {
+				t.Errorf("health: %v", err)
 			}
 			if s.Snapshot().Revision() != visible {
 				t.Errorf("revision %d became visible", s.Snapshot().Revision())
@@ -469,6 +476,28 @@ func TestBrokenDisk(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestBackground: an error in the background is a bad state until such work succeeds again.
+func TestBackground(t *testing.T) {
+	s, err := open("d", vfs.NewMem(), crash.Options(), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	events := s.events()
+	events.BackgroundError(syscall.EIO)
+	if err := s.Health(); !errors.Is(err, store.ErrFailed) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("got %v", err)
+	}
+	events.FlushEnd(pebble.FlushInfo{Err: syscall.EIO})
+	if s.Health() == nil {
+		t.Error("well after a flush that failed")
+	}
+	events.FlushEnd(pebble.FlushInfo{})
+	if err := s.Health(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -33,6 +33,9 @@ type Store struct {
 	failed chan struct{} // closed when err is set
 	idle   chan struct{} // closed when the writer has ended
 
+	// background is the last error of work in the background, nil once such work succeeded again.
+	background atomic.Pointer[error]
+
 	// unchecked counts the bytes accepted since the free space was last looked
 	// at. It starts, and stays while there is too little, above checkEvery.
 	unchecked atomic.Int64
@@ -279,6 +282,18 @@ func (s *Store) fail(err error) {
 	s.log.Error("store: no more writes are accepted", "dir", s.dir.path, "err", err)
 }
 
+// Health says why the store cannot write, or why what it does in the background fails at present (a full or failing disk); nil if
+// all is well. It is quick.
+func (s *Store) Health() error {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	if err := s.background.Load(); err != nil {
+		return fmt.Errorf("%w: %w", store.ErrFailed, *err)
+	}
+	return nil
+}
+
 func (s *Store) failure() error {
 	s.h.Lock()
 	defer s.h.Unlock()
@@ -356,6 +371,17 @@ func (s *Store) events() *pebble.EventListener {
 		BackgroundError: func(err error) {
 			s.log.Warn("store: database, tried again", "dir", s.dir.path, "err", err)
 			s.unchecked.Store(checkEvery)
+			s.background.Store(&err)
+		},
+		FlushEnd: func(info pebble.FlushInfo) {
+			if info.Err == nil {
+				s.background.Store(nil)
+			}
+		},
+		CompactionEnd: func(info pebble.CompactionInfo) {
+			if info.Err == nil {
+				s.background.Store(nil)
+			}
 		},
 		DataCorruption: func(info pebble.DataCorruptionInfo) {
 			s.fail(fmt.Errorf("%w: %s: %w", store.ErrDamaged, info.Path, info.Details))
