@@ -75,7 +75,7 @@ func ownerGone(s store.Snapshot, pod *corev1.Pod) bool {
 		return true
 	}
 	job, ok := client.Jobs.Get(s, pod.Namespace, ref.Name)
-	return ref.Kind == "Job" && (!ok || job.UID != ref.UID)
+	return ref.Kind == "Job" && ref.APIVersion == batchv1.SchemeGroupVersion.String() && (!ok || job.UID != ref.UID)
 }
 
 // free takes the finalizer off a stranded pod.

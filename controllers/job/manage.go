@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
@@ -38,7 +39,7 @@ func (p *pass) end() bool {
 			return false
 		}
 	}
-	for _, pod := range p.active {
+	for _, pod := range slices.Concat(p.active, p.condemned) {
 		p.remove(pod)
 	}
 	return true
@@ -47,24 +48,34 @@ func (p *pass) end() bool {
 // failure is why the job has failed, "" if it has not.
 func (p *pass) failure() (reason, message string) {
 	limit := number(p.job.Spec.BackoffLimit, 6)
-	switch {
-	case p.failJob != "":
-		return batchv1.JobReasonPodFailurePolicy, p.failJob
-	case p.failed > limit || p.restartsExceed(limit):
+	if message := p.failJob(); message != "" {
+		return batchv1.JobReasonPodFailurePolicy, message
+	}
+	if p.failed > limit || p.restartsExceed(limit) {
 		return batchv1.JobReasonBackoffLimitExceeded, "Job has reached the specified backoff limit"
-	case p.job.Spec.MaxFailedIndexes != nil && p.lost.total() > int(*p.job.Spec.MaxFailedIndexes):
-		return batchv1.JobReasonMaxFailedIndexesExceeded, "Job has exceeded the specified maximal number of failed indexes"
-	case p.lost.total() > 0 && p.lost.total()+p.done.total() >= number(p.job.Spec.Completions, 0):
-		return batchv1.JobReasonFailedIndexes, "Job has failed indexes"
 	}
 	if d := p.job.Spec.ActiveDeadlineSeconds; d != nil && !p.suspended() && p.status.StartTime != nil {
-		left := p.status.StartTime.Add(time.Duration(*d) * time.Second).Sub(p.now)
+		left := p.started().Add(time.Duration(*d) * time.Second).Sub(p.now)
 		if left <= 0 {
 			return batchv1.JobReasonDeadlineExceeded, "Job was active longer than specified deadline"
 		}
 		p.waitFor(left)
 	}
+	switch {
+	case p.job.Spec.MaxFailedIndexes != nil && p.lost.total() > int(*p.job.Spec.MaxFailedIndexes):
+		return batchv1.JobReasonMaxFailedIndexesExceeded, "Job has exceeded the specified maximal number of failed indexes"
+	case p.lost.total() > 0 && p.lost.total()+p.done.total() >= number(p.job.Spec.Completions, 0):
+		return batchv1.JobReasonFailedIndexes, "Job has failed indexes"
+	}
 	return "", ""
+}
+
+// started is when the job was begun, or was resumed: now, if this pass is about to say so.
+func (p *pass) started() time.Time {
+	if condition(p.status, batchv1.JobSuspended) != nil {
+		return p.now
+	}
+	return p.status.StartTime.Time
 }
 
 // restartsExceed counts restarts in place, for pods that are restarted on failure.
@@ -73,7 +84,10 @@ func (p *pass) restartsExceed(limit int) bool {
 		return false
 	}
 	restarts := 0
-	for _, pod := range p.active {
+	for _, pod := range p.pods {
+		if pod.Status.Phase != corev1.PodRunning && pod.Status.Phase != corev1.PodPending {
+			continue
+		}
 		for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
 			for i := range statuses {
 				restarts += int(statuses[i].RestartCount)
@@ -95,13 +109,10 @@ func (p *pass) success() (reason, message string) {
 			}
 		}
 	}
-	complete := false
-	if n := p.job.Spec.Completions; n == nil {
-		complete = p.succeeded > 0 && len(p.active) == 0
-	} else {
-		complete = p.succeeded >= int(*n) && len(p.active) == 0
+	if len(p.active) > 0 && !p.suspended() || p.status.StartTime == nil {
+		return "", "" // the pods of a suspended job are about to go
 	}
-	if !complete || p.suspended() && p.job.Spec.Completions == nil {
+	if n := p.job.Spec.Completions; n == nil && p.succeeded == 0 || n != nil && p.succeeded < int(*n) {
 		return "", ""
 	}
 	return batchv1.JobReasonCompletionsReached, "Reached expected number of succeeded pods"
@@ -127,22 +138,18 @@ func (p *pass) satisfies(rule *batchv1.SuccessPolicyRule) bool {
 	return want > 0 && n >= want
 }
 
-// manage creates the pods that are missing or deletes those that are too many.
+// manage creates the pods that are missing or gets rid of those that are too many.
 func (p *pass) manage() {
-	if p.job.DeletionTimestamp != nil {
-		return
+	for _, pod := range p.condemned {
+		p.remove(pod)
 	}
 	if p.suspended() {
-		for _, pod := range p.active {
-			p.remove(pod)
-		}
+		p.condemn(p.active)
 		return
 	}
 	want := p.wantActive()
 	surplus := p.surplus(want)
-	for _, pod := range surplus {
-		p.remove(pod)
-	}
+	p.condemn(surplus)
 	missing := want - len(p.active) + len(surplus)
 	if p.onlyFailed() {
 		missing -= p.terminating
@@ -172,7 +179,7 @@ func (p *pass) wantActive() int {
 	n := p.job.Spec.Completions
 	if n == nil { // the first success ends the making of pods
 		if p.succeeded > 0 {
-			return min(len(p.active), parallelism)
+			return len(p.active)
 		}
 		return parallelism
 	}
@@ -265,16 +272,11 @@ func (p *pass) backoff() time.Duration {
 
 // indexBackoff is backoff for one index of a job that limits failures for each.
 func (p *pass) indexBackoff(i int) time.Duration {
-	if p.failuresOf[i] == 0 {
+	last := p.replaced[i]
+	if last == nil {
 		return 0
 	}
-	var last time.Time
-	for _, pod := range p.pods {
-		if at := endedAt(pod); indexOf(pod) == i && p.isFailed(pod) && at.After(last) {
-			last = at
-		}
-	}
-	return p.left(p.failuresOf[i], last)
+	return p.left(attempts(last)+1, endedAt(last))
 }
 
 func (p *pass) left(failures int, last time.Time) time.Duration {
@@ -288,30 +290,43 @@ func (p *pass) left(failures int, last time.Time) time.Duration {
 	return last.Add(d).Sub(p.now)
 }
 
-// endedAt is when a pod ended, as well as can be told.
+// endedAt is when a pod ended, as well as can be told: by its containers (sidecars end last), since when it is not
+// ready, or when it began to be deleted.
 func endedAt(pod *corev1.Pod) time.Time {
-	var at time.Time
-	for i := range pod.Status.ContainerStatuses {
-		t := pod.Status.ContainerStatuses[i].State.Terminated
-		if t == nil {
-			at = time.Time{}
-			break
+	sidecars := map[string]bool{}
+	for i := range pod.Spec.InitContainers {
+		if c := &pod.Spec.InitContainers[i]; c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
+			sidecars[c.Name] = true
 		}
-		if t.FinishedAt.After(at) {
+	}
+	var at time.Time
+	known := true
+	see := func(s *corev1.ContainerStatus) {
+		if t := s.State.Terminated; t == nil || t.FinishedAt.IsZero() {
+			known = false
+		} else if t.FinishedAt.After(at) {
 			at = t.FinishedAt.Time
 		}
 	}
+	for i := range pod.Status.ContainerStatuses {
+		see(&pod.Status.ContainerStatuses[i])
+	}
+	for i := range pod.Status.InitContainerStatuses {
+		if sidecars[pod.Status.InitContainerStatuses[i].Name] {
+			see(&pod.Status.InitContainerStatuses[i])
+		}
+	}
 	switch c := podstate.Condition(pod, corev1.PodReady); {
-	case !at.IsZero():
+	case known && !at.IsZero():
 		return at
+	case c != nil && c.Status == corev1.ConditionFalse && !c.LastTransitionTime.IsZero():
+		return c.LastTransitionTime.Time
 	case pod.DeletionTimestamp != nil:
 		grace := int64(0)
 		if g := pod.DeletionGracePeriodSeconds; g != nil {
 			grace = *g
 		}
 		return pod.DeletionTimestamp.Add(-time.Duration(grace) * time.Second)
-	case c != nil && !c.LastTransitionTime.IsZero():
-		return c.LastTransitionTime.Time
 	}
 	return pod.CreationTimestamp.Time
 }
@@ -322,13 +337,13 @@ func (p *pass) create(index int) {
 	t := p.job.Spec.Template.DeepCopy()
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: p.job.Namespace, Labels: t.Labels, Annotations: t.Annotations, Finalizers: append(t.Finalizers, batchv1.JobTrackingFinalizer),
+			Namespace: p.job.Namespace, Labels: t.Labels, Annotations: t.Annotations, Finalizers: withTracking(t.Finalizers),
 			OwnerReferences: []metav1.OwnerReference{claim.Reference("batch/v1", "Job", p.job)},
 		},
 		Spec: t.Spec,
 	}
 	if index >= 0 {
-		prefix += strconv.Itoa(index) + "-"
+		prefix = indexedPrefix(p.job.Name, index)
 		p.number(pod, index)
 	}
 	if len(validation.NameIsDNSSubdomain(prefix, true)) != 0 {
@@ -346,10 +361,25 @@ func (p *pass) create(index int) {
 	})
 }
 
+func withTracking(finalizers []string) []string {
+	if slices.Contains(finalizers, batchv1.JobTrackingFinalizer) {
+		return finalizers
+	}
+	return append(finalizers, batchv1.JobTrackingFinalizer)
+}
+
 const (
 	indexVariable = "JOB_COMPLETION_INDEX"
 	longestName   = 63
+	// longestPrefix leaves room for what the API puts behind a generated name.
+	longestPrefix = longestName - 5
 )
+
+// indexedPrefix is what the names of the pods of an index begin with: of a long job's name as much as leaves room for the index.
+func indexedPrefix(job string, index int) string {
+	tail := "-" + strconv.Itoa(index) + "-"
+	return job[:min(len(job), longestPrefix-len(tail))] + tail
+}
 
 // number tells a pod its index: by annotation, label, environment and host name.
 func (p *pass) number(pod *corev1.Pod, index int) {
@@ -357,7 +387,11 @@ func (p *pass) number(pod *corev1.Pod, index int) {
 	metav1.SetMetaDataAnnotation(&pod.ObjectMeta, batchv1.JobCompletionIndexAnnotation, text)
 	metav1.SetMetaDataLabel(&pod.ObjectMeta, batchv1.JobCompletionIndexAnnotation, text)
 	if p.job.Spec.BackoffLimitPerIndex != nil {
-		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, batchv1.JobIndexFailureCountAnnotation, strconv.Itoa(p.failuresOf[index]))
+		counted, ignored := p.handedOn(index)
+		metav1.SetMetaDataAnnotation(&pod.ObjectMeta, batchv1.JobIndexFailureCountAnnotation, strconv.Itoa(counted))
+		if ignored > 0 {
+			metav1.SetMetaDataAnnotation(&pod.ObjectMeta, batchv1.JobIndexIgnoredFailureCountAnnotation, strconv.Itoa(ignored))
+		}
 	}
 	if name := p.job.Name + "-" + text; len(name) <= longestName {
 		pod.Spec.Hostname = name
@@ -372,6 +406,29 @@ func (p *pass) number(pod *corev1.Pod, index int) {
 				FieldPath: "metadata.labels['" + batchv1.JobCompletionIndexAnnotation + "']"}}})
 		}
 	}
+}
+
+// handedOn are the failures of an index that its next pod is told of.
+func (p *pass) handedOn(index int) (counted, ignored int) {
+	last := p.replaced[index]
+	if last == nil {
+		return 0, 0
+	}
+	counted, ignored = failures(last), passedOver(last)
+	if action, _ := p.judge(last); action == batchv1.PodFailurePolicyActionIgnore {
+		return counted, ignored + 1
+	}
+	return counted + 1, ignored
+}
+
+// condemn lets go of pods that are too many, so that they do not count as failed. That they run without
+// the finalizer makes the next pass delete them.
+func (p *pass) condemn(pods []*corev1.Pod) {
+	only := map[types.UID]bool{}
+	for _, pod := range pods {
+		only[pod.UID] = true
+	}
+	p.work = append(p.work, release(pods, only)...)
 }
 
 func (p *pass) remove(pod *corev1.Pod) {

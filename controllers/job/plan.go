@@ -26,14 +26,24 @@ type pass struct {
 	status *batchv1.JobStatus // what the pass makes of it
 
 	pods, active []*corev1.Pod
-	terminating  int
-	ready        int
+	// condemned are pods that run without the finalizer: they were let go to be deleted, and are not
+	// counted whatever becomes of them.
+	condemned   []*corev1.Pod
+	terminating int
+	ready       int
 
-	// What ended, counted or not: in all, and of it what stands in the status of this pass as uncounted.
+	// succeeding and failing tell that the outcome of the job stands in its stored status.
+	succeeding, failing bool
+	// succeeded and failed are what ended, counted or not.
 	succeeded, failed int
-	done, lost        indexes     // completed and (with a limit for each index) failed indexes
-	failuresOf        map[int]int // by index, the failures that count, of the newest failed pod
-	failJob           string      // the message of a failure policy that ends the job
+	// open is how many pods ended that this pass neither counts nor lists as uncounted.
+	open      int
+	uncounted *batchv1.UncountedTerminatedPods
+	free      map[types.UID]bool // pods whose finalizer may go
+	// before are the indexes that the stored status calls completed, done those that are; lost are those that failed for
+	// good (with a limit for each index).
+	before, done, lost indexes
+	replaced           map[int]*corev1.Pod // by index to be tried again, the pod that failed last
 
 	work   []reconcile.Write // creates and deletes of pods
 	events []reconcile.Event
@@ -84,17 +94,23 @@ func plan(s store.Snapshot, job *batchv1.Job, now time.Time) reconcile.Plan {
 	}
 	owned := claim.Objects(s, client.Pods, job, claim.Reference("batch/v1", "Job", job), claim.Selector(job.Spec.Selector), nil)
 	if finished(job) {
-		return reconcile.Plan{Writes: release(owned.Owned, nil), Parallel: true}
+		return reconcile.Plan{Writes: release(slices.Collect(client.Pods.Index(s, "owner", string(job.UID))), nil), Parallel: true}
 	}
 	if len(owned.Writes) > 0 {
-		return reconcile.Plan{Writes: owned.Writes} // the new owner references wake the next pass
+		return reconcile.Plan{Writes: tracking(owned.Writes, job)} // the new owner references wake the next pass
 	}
 	p := &pass{now: now, job: job, status: job.Status.DeepCopy(), pods: owned.Owned}
+	p.succeeding = condition(p.status, batchv1.JobSuccessCriteriaMet) != nil
+	p.failing = condition(p.status, batchv1.JobFailureTarget) != nil && !p.succeeding
 	p.sort()
 	freed := p.track()
-	p.begin()
-	if !p.end() {
+	if p.status.StartTime == nil && !p.suspended() {
+		at := p.at()
+		p.status.StartTime = &at
+	}
+	if !p.end() && job.DeletionTimestamp == nil {
 		p.manage()
+		p.pause()
 	}
 	p.close()
 	return p.plan(freed)
@@ -106,6 +122,9 @@ func (p *pass) sort() {
 		switch {
 		case podstate.Terminal(pod):
 		case pod.DeletionTimestamp != nil:
+			p.terminating++
+		case !tracked(pod):
+			p.condemned = append(p.condemned, pod)
 			p.terminating++
 		default:
 			p.active = append(p.active, pod)
@@ -135,25 +154,34 @@ func release(pods []*corev1.Pod, only map[types.UID]bool) []reconcile.Write {
 	return writes
 }
 
-// begin sets the start time, and the condition Suspended when that changes.
-func (p *pass) begin() {
-	was := condition(p.status, batchv1.JobSuspended) != nil
-	if p.status.StartTime == nil && !p.suspended() {
-		at := p.at()
-		p.status.StartTime = &at
+// tracking gives adopted pods the finalizer with which they are counted, and takes it off released ones.
+func tracking(writes []reconcile.Write, job *batchv1.Job) []reconcile.Write {
+	for i := range writes {
+		pod := writes[i].Object.(*corev1.Pod) // a copy that is nobody else's
+		switch ours := metav1.IsControlledBy(pod, job); {
+		case ours && !tracked(pod):
+			pod.Finalizers = append(pod.Finalizers, batchv1.JobTrackingFinalizer)
+		case !ours:
+			pod.Finalizers = slices.DeleteFunc(pod.Finalizers, func(f string) bool { return f == batchv1.JobTrackingFinalizer })
+		}
 	}
+	return writes
+}
+
+// pause brings the condition Suspended in line. A suspended job has no start time, and one that is resumed starts anew: its
+// deadline counts from there.
+func (p *pass) pause() {
+	was := condition(p.status, batchv1.JobSuspended) != nil
 	switch {
 	case p.suspended() && !was:
 		p.set(batchv1.JobSuspended, corev1.ConditionTrue, "JobSuspended", "Job suspended")
+		p.status.StartTime = nil
 		p.event("Normal", "Suspended", "Job suspended")
 	case !p.suspended() && was:
 		p.set(batchv1.JobSuspended, corev1.ConditionFalse, "JobResumed", "Job resumed")
 		at := p.at()
-		p.status.StartTime = &at // the deadline counts from here
+		p.status.StartTime = &at
 		p.event("Normal", "Resumed", "Job resumed")
-	}
-	if p.suspended() && len(p.active) == 0 && p.terminating == 0 {
-		p.status.StartTime = nil
 	}
 }
 
@@ -186,19 +214,22 @@ func (p *pass) about(kind, reason, message string) *reconcile.Event {
 // close sets the terminal condition when the outcome stands and nothing is under way any more.
 func (p *pass) close() {
 	p.status.Active, p.status.Ready, p.status.Terminating = int32(len(p.active)), new(int32(p.ready)), new(int32(p.terminating))
-	u := p.status.UncountedTerminatedPods
-	if len(p.active) > 0 || p.terminating > 0 || u != nil && len(u.Succeeded)+len(u.Failed) > 0 || p.status.StartTime == nil {
+	if len(p.active) > 0 || p.terminating > 0 || p.open+len(p.uncounted.Succeeded)+len(p.uncounted.Failed) > 0 || p.status.StartTime == nil {
 		return
 	}
-	if c := condition(p.status, batchv1.JobFailureTarget); c != nil {
+	met := condition(p.status, batchv1.JobSuccessCriteriaMet)
+	if c := condition(p.status, batchv1.JobFailureTarget); c != nil && met == nil {
 		p.set(batchv1.JobFailed, corev1.ConditionTrue, c.Reason, c.Message)
 		p.event("Warning", c.Reason, c.Message)
 		return
 	}
-	if c := condition(p.status, batchv1.JobSuccessCriteriaMet); c != nil {
-		p.set(batchv1.JobComplete, corev1.ConditionTrue, c.Reason, c.Message)
+	if met != nil {
+		p.set(batchv1.JobComplete, corev1.ConditionTrue, met.Reason, met.Message)
 		at := p.at()
 		p.status.CompletionTime = &at
+		if n := p.job.Spec.Completions; n != nil && p.status.Succeeded > *n {
+			p.event("Warning", "TooManySucceededPods", "Too many succeeded pods running after completion count reached")
+		}
 		p.event("Normal", "Completed", "Job completed")
 	}
 }

@@ -1,9 +1,6 @@
 package job
 
 import (
-	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -13,8 +10,11 @@ import (
 	"coracle.dev/coracle/reconcile"
 )
 
+// mostUncounted is how many pods the status lists as uncounted at most: their UIDs are to stay below 20 KB.
+const mostUncounted = 500
+
 // track moves pods that ended through the status into the counters, and returns the
-// writes that free those that the stored status lists.
+// writes that free those that the stored status accounts for.
 func (p *pass) track() []reconcile.Write {
 	had := p.status.UncountedTerminatedPods
 	if had == nil {
@@ -26,11 +26,10 @@ func (p *pass) track() []reconcile.Write {
 			held[pod.UID] = true
 		}
 	}
-	next := &batchv1.UncountedTerminatedPods{}
-	listed := map[types.UID]bool{}
+	p.uncounted, p.free = &batchv1.UncountedTerminatedPods{}, map[types.UID]bool{}
 	keep := func(uids []types.UID, counter *int32) (kept []types.UID) {
 		for _, uid := range uids {
-			listed[uid] = true
+			p.free[uid] = true
 			if held[uid] {
 				kept = append(kept, uid)
 			} else {
@@ -39,54 +38,83 @@ func (p *pass) track() []reconcile.Write {
 		}
 		return kept
 	}
-	indexedSucceeded := new(int32)
-	counter := &p.status.Succeeded
-	if p.indexed() {
-		counter = indexedSucceeded // the indexes are what counts
+	if !p.indexed() { // of those the indexes are what counts
+		p.uncounted.Succeeded = keep(had.Succeeded, &p.status.Succeeded)
 	}
-	next.Succeeded = keep(had.Succeeded, counter)
-	next.Failed = keep(had.Failed, &p.status.Failed)
-	ignored := p.count(next, listed)
-	p.status.UncountedTerminatedPods = next
-	p.succeeded, p.failed = int(p.status.Succeeded)+len(next.Succeeded), int(p.status.Failed)+len(next.Failed)
+	p.uncounted.Failed = keep(had.Failed, &p.status.Failed)
+	p.status.UncountedTerminatedPods = p.uncounted
 	p.countIndexes()
-	return release(p.pods, union(listed, ignored))
-}
-
-func union(a, b map[types.UID]bool) map[types.UID]bool {
-	out := maps.Clone(a)
-	maps.Copy(out, b)
-	return out
-}
-
-// count lists pods that ended since, and returns those that a failure policy lets go uncounted.
-func (p *pass) count(next *batchv1.UncountedTerminatedPods, listed map[types.UID]bool) (ignored map[types.UID]bool) {
-	ignored = map[types.UID]bool{}
+	p.failed = int(p.status.Failed) + len(p.uncounted.Failed)
+	if !p.indexed() {
+		p.succeeded = int(p.status.Succeeded) + len(p.uncounted.Succeeded)
+	}
+	listed := p.free
+	p.free = map[types.UID]bool{}
 	for _, pod := range p.pods {
-		if listed[pod.UID] || !tracked(pod) {
-			continue
+		switch {
+		case !tracked(pod):
+		case listed[pod.UID]:
+			p.free[pod.UID] = true
+		default:
+			p.account(pod)
+		}
+	}
+	return release(p.pods, p.free)
+}
+
+// account lists a tracked pod as uncounted if it has ended, or frees one that is never to be counted.
+func (p *pass) account(pod *corev1.Pod) {
+	index := indexOf(pod)
+	valid := !p.indexed() || index >= 0 && index < number(p.job.Spec.Completions, 0)
+	switch {
+	case pod.Status.Phase == corev1.PodSucceeded:
+		switch {
+		case !p.indexed():
+			p.succeeded++
+			p.list(&p.uncounted.Succeeded, pod)
+		case !valid || p.before.has(index):
+			p.free[pod.UID] = true
+		}
+	case p.succeeding && pod.DeletionTimestamp != nil:
+		p.free[pod.UID] = true // what the job deletes because it has succeeded has not failed
+	case p.isFailed(pod):
+		action, _ := p.judge(pod)
+		ignored := action == batchv1.PodFailurePolicyActionIgnore
+		if valid && !ignored {
+			p.failed++
 		}
 		switch {
-		case pod.Status.Phase == corev1.PodSucceeded:
-			next.Succeeded = append(next.Succeeded, pod.UID)
-		case p.isFailed(pod):
-			action, message := p.judge(pod)
-			switch {
-			case action == batchv1.PodFailurePolicyActionIgnore:
-				ignored[pod.UID] = true
-				continue
-			case action == batchv1.PodFailurePolicyActionFailJob && p.failJob == "":
-				p.failJob = message
-			}
-			next.Failed = append(next.Failed, pod.UID)
+		case p.replaced[index] == pod && !p.ending():
+			p.open++ // its failures are yet to be handed on to the pod that comes after it
+		case !valid || ignored:
+			p.free[pod.UID] = true
+		default:
+			p.list(&p.uncounted.Failed, pod)
 		}
+	case p.job.DeletionTimestamp != nil:
+		p.free[pod.UID] = true
 	}
-	return ignored
 }
 
-// isFailed tells whether a pod counts as failed: also one that is being deleted, unless its end is to be awaited.
+// list puts a pod on a list of those that ended and are not counted yet, as far as there is room.
+func (p *pass) list(uids *[]types.UID, pod *corev1.Pod) {
+	if len(p.uncounted.Succeeded)+len(p.uncounted.Failed) >= mostUncounted {
+		p.open++
+		return
+	}
+	*uids = append(*uids, pod.UID)
+}
+
+// ending tells whether the outcome of the job stood already before this pass, or the job is being deleted.
+func (p *pass) ending() bool {
+	return p.succeeding || p.failing || p.job.DeletionTimestamp != nil
+}
+
+// isFailed tells whether a pod counts as failed: also one that is being deleted, unless its end is to be
+// awaited. When the job has failed, nothing is awaited any more.
 func (p *pass) isFailed(pod *corev1.Pod) bool {
-	return pod.Status.Phase == corev1.PodFailed || pod.DeletionTimestamp != nil && pod.Status.Phase != corev1.PodSucceeded && !p.onlyFailed()
+	return pod.Status.Phase == corev1.PodFailed ||
+		pod.DeletionTimestamp != nil && pod.Status.Phase != corev1.PodSucceeded && (!p.onlyFailed() || p.failing)
 }
 
 // countIndexes finds the indexes that are completed and those that failed for good.
@@ -95,82 +123,72 @@ func (p *pass) countIndexes() {
 		return
 	}
 	limit := number(p.job.Spec.Completions, 0)
-	p.done = parseIndexes(p.status.CompletedIndexes, limit)
+	p.before = parseIndexes(p.status.CompletedIndexes, limit)
 	var fresh []int
 	for _, pod := range p.pods {
-		if i := indexOf(pod); pod.Status.Phase == corev1.PodSucceeded && i >= 0 && i < limit {
+		if i := indexOf(pod); pod.Status.Phase == corev1.PodSucceeded && tracked(pod) && i >= 0 && i < limit {
 			fresh = append(fresh, i)
 		}
 	}
-	p.done = p.done.with(fresh)
+	p.done = p.before.with(fresh)
 	p.status.CompletedIndexes, p.status.Succeeded, p.succeeded = p.done.String(), int32(p.done.total()), p.done.total()
-	if p.job.Spec.BackoffLimitPerIndex == nil {
-		return
+	if p.job.Spec.BackoffLimitPerIndex != nil {
+		p.countLost(limit)
 	}
+}
+
+// countLost finds the indexes that have failed, and of those that are to be tried again the pod that comes last (KEP-3850).
+func (p *pass) countLost(limit int) {
 	text := ""
 	if p.status.FailedIndexes != nil {
 		text = *p.status.FailedIndexes
 	}
-	p.failuresOf = map[int]int{}
 	p.lost = parseIndexes(text, limit)
-	fresh = nil
+	var fresh []int
 	for _, pod := range p.pods {
 		i := indexOf(pod)
-		if i < 0 || i >= limit || !p.isFailed(pod) {
+		if i < 0 || i >= limit || p.done.has(i) || !tracked(pod) || !p.isFailed(pod) {
 			continue
 		}
 		action, _ := p.judge(pod)
-		n, _ := strconv.Atoi(pod.Annotations[batchv1.JobIndexFailureCountAnnotation])
-		if action != batchv1.PodFailurePolicyActionIgnore {
-			n++
-		}
-		p.failuresOf[i] = max(p.failuresOf[i], n)
-		if action == batchv1.PodFailurePolicyActionFailIndex || n > int(*p.job.Spec.BackoffLimitPerIndex) {
+		counted := action != batchv1.PodFailurePolicyActionIgnore
+		if action == batchv1.PodFailurePolicyActionFailIndex || counted && failures(pod) >= int(*p.job.Spec.BackoffLimitPerIndex) {
 			fresh = append(fresh, i)
 		}
 	}
-	p.lost = p.lost.with(slices.DeleteFunc(fresh, p.done.has))
+	p.lost = p.lost.with(fresh)
 	lost := p.lost.String()
 	p.status.FailedIndexes = &lost
-}
-
-// judge finds the first rule of the failure policy that a failed pod matches (KEP-3329).
-func (p *pass) judge(pod *corev1.Pod) (batchv1.PodFailurePolicyAction, string) {
-	if p.job.Spec.PodFailurePolicy == nil {
-		return "", ""
+	runs := map[int]bool{}
+	for _, pod := range p.active {
+		runs[indexOf(pod)] = true
 	}
-	for i, rule := range p.job.Spec.PodFailurePolicy.Rules {
-		if rule.Action == batchv1.PodFailurePolicyActionFailIndex && p.job.Spec.BackoffLimitPerIndex == nil {
+	p.replaced = map[int]*corev1.Pod{}
+	for _, pod := range p.pods {
+		i := indexOf(pod)
+		if i < 0 || i >= limit || runs[i] || p.done.has(i) || p.lost.has(i) || !tracked(pod) || !p.isFailed(pod) {
 			continue
 		}
-		if rule.OnExitCodes != nil {
-			if c := exited(pod, rule.OnExitCodes); c != nil {
-				return rule.Action, fmt.Sprintf("Container %s for pod %s/%s failed with exit code %d matching %s rule at index %d",
-					c.Name, pod.Namespace, pod.Name, c.State.Terminated.ExitCode, rule.Action, i)
-			}
-			continue
-		}
-		for _, want := range rule.OnPodConditions {
-			if slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == want.Type && c.Status == want.Status }) {
-				return rule.Action, fmt.Sprintf("Pod %s/%s has condition %s matching %s rule at index %d", pod.Namespace, pod.Name, want.Type, rule.Action, i)
-			}
+		if had := p.replaced[i]; had == nil || attempts(had) <= attempts(pod) && !endedAt(pod).Before(endedAt(had)) {
+			p.replaced[i] = pod
 		}
 	}
-	return batchv1.PodFailurePolicyActionCount, ""
 }
 
-// exited finds the first container whose exit code the requirement is about.
-func exited(pod *corev1.Pod, r *batchv1.PodFailurePolicyOnExitCodesRequirement) *corev1.ContainerStatus {
-	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.ContainerStatuses, pod.Status.InitContainerStatuses} {
-		for i := range statuses {
-			c := &statuses[i]
-			if r.ContainerName != nil && *r.ContainerName != c.Name || c.State.Terminated == nil || c.State.Terminated.ExitCode == 0 {
-				continue
-			}
-			if slices.Contains(r.Values, c.State.Terminated.ExitCode) == (r.Operator == batchv1.PodFailurePolicyOnExitCodesOpIn) {
-				return c
-			}
-		}
+// failures are those of the pod's index that counted before the pod was made, passedOver those that a failure policy let
+// pass, attempts both.
+func failures(pod *corev1.Pod) int { return annotated(pod, batchv1.JobIndexFailureCountAnnotation) }
+
+func passedOver(pod *corev1.Pod) int {
+	return annotated(pod, batchv1.JobIndexIgnoredFailureCountAnnotation)
+}
+
+func attempts(pod *corev1.Pod) int { return failures(pod) + passedOver(pod) }
+
+func annotated(pod *corev1.Pod, key string) int {
+	n, err := strconv.ParseInt(pod.Annotations[key], 10, 32)
+	if err != nil || n < 0 {
+		return 0
 	}
-	return nil
+	return int(n)
 }
