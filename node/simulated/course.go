@@ -148,7 +148,7 @@ func (a *Agent) end(ctx context.Context, n *simNode, now time.Time) error {
 	}
 	err := a.changeNode(ctx, n, "status", func(node *corev1.Node) {
 		healthy(node)
-		node.Status.NodeInfo.BootID = want.NodeInfo.BootID
+		node.Status.NodeInfo.BootID = n.bootID()
 	})
 	if err != nil || s.Do == NodeNotReady {
 		return err
