@@ -169,7 +169,7 @@ func (a *answer) WriteHeader(status int) {
 }
 
 func (a *answer) writeHeader(status int) {
-	if a.status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
+	if a.status == 0 && a.err == nil && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		a.status, a.sent = status, a.header.Clone()
 	}
 }
@@ -227,22 +227,25 @@ func (a *answer) end(err error) {
 
 // abort ends both sides with an error.
 func (a *answer) abort(err error) {
-	a.cancel()
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	if a.err == nil {
 		a.err = err
 	}
 	a.buf = nil
 	a.start()
 	a.changed.Broadcast()
+	a.mu.Unlock()
+	a.cancel() // the handler's answer to that comes too late
 }
 
 // response is what the client gets once the answer has started.
 func (a *answer) response(r *http.Request) (*http.Response, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.status == 0 {
+	if err := context.Cause(r.Context()); err != nil && a.err == nil {
+		a.err = err // the handler was quicker than abort
+	}
+	if a.status == 0 || r.Context().Err() != nil {
 		a.release()
 		return nil, a.err
 	}
