@@ -2,7 +2,7 @@
 // registry: out of agnhost built from upstream's source, Debian's busybox, and programs of Debian's packages. Each goes to a
 // docker archive in the directory that -out names.
 //
-//	e2e-images -out DIR -agnhost PROGRAM -pause PROGRAM -nnp PROGRAM -sample PROGRAM -etcd PROGRAM -kubernetes DIR -debian DIR
+//	e2e-images -out DIR -agnhost PROGRAM -pause PROGRAM -nnp PROGRAM -sample PROGRAM -etcd PROGRAM -sh PROGRAM -kubernetes DIR -debian DIR
 //
 // -kubernetes is the unpacked module k8s.io/kubernetes (data of some images), -debian a directory where packages were
 // unpacked; programs that are not there are taken from this machine, and those in neither are left out with a word.
@@ -24,13 +24,14 @@ const registry = "registry.k8s.io/e2e-test-images/"
 
 // sources are where the files of images come from.
 type sources struct {
-	agnhost, pause, nnp, sample, etcd, kubernetes, debian string
+	agnhost, pause, nnp, sample, etcd, sh, kubernetes, debian string
 }
 
 func main() {
 	var src sources
 	out := flag.String("out", ".", "directory for the archives")
 	flag.StringVar(&src.agnhost, "agnhost", "agnhost", "upstream's agnhost, static")
+	flag.StringVar(&src.sh, "sh", "sh", "tools/e2e-images/sh, static")
 	flag.StringVar(&src.pause, "pause", "pause", "tools/e2e-images/pause, static")
 	flag.StringVar(&src.nnp, "nnp", "nnp", "upstream's nonewprivs, static")
 	flag.StringVar(&src.sample, "sample", "sample-apiserver", "upstream's sample-apiserver, static")
@@ -133,8 +134,7 @@ func (s sources) demoImage(name string) build.Image {
 	return img
 }
 
-// busyboxImage has bash for its shell, static as the rest: busybox's own drops environment variables whose names are no
-// identifiers, which tests look for.
+// busyboxImage has tools/e2e-images/sh for its shell, which is busybox's own or bash.
 func (s sources) busyboxImage() build.Image {
 	img := build.Busybox("/bin/busybox", registry+"busybox:1.37.0-2", registry+"busybox:1.36.1-1")
 	bash, ok := s.find("bin/bash-static")
@@ -148,7 +148,7 @@ func (s sources) busyboxImage() build.Image {
 			files = append(files, f)
 		}
 	}
-	img.Layers[0] = append(files, build.File{Path: "bin/bash", From: bash}, build.File{Path: "bin/sh", Link: "bash"})
+	img.Layers[0] = append(files, build.File{Path: "bin/bash", From: bash}, build.File{Path: "bin/sh", From: s.sh})
 	return img
 }
 

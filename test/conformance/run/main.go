@@ -128,6 +128,7 @@ func (r *runner) prepare() error {
 		{"sample-apiserver", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("sample-apiserver"), "k8s.io/sample-apiserver"}},
 		{"etcd", here, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("etcd"), "go.etcd.io/etcd/server/v3"}},
 		{"pause", r.root, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("pause"), "./tools/e2e-images/pause"}},
+		{"sh", r.root, []string{"go", "build", "-trimpath", "-ldflags", "-s -w", "-o", r.file("sh"), "./tools/e2e-images/sh"}},
 		{"registry", r.root, []string{"go", "build", "-trimpath", "-o", r.file("registry"), "./tools/registry"}},
 		{"debian/bin/bash-static", r.work, []string{"sh", "-ec", "mkdir -p packages debian; cd packages; apt-get download " +
 			strings.Join(packages, " ") + " >/dev/null; for p in *.deb; do dpkg-deb -x \"$p\" ../debian; done"}},
@@ -149,7 +150,7 @@ func (r *runner) prepare() error {
 		return err
 	}
 	fmt.Println("making images")
-	return r.command(r.root, "go", "run", "./tools/e2e-images", "-out", images, "-agnhost", r.file("agnhost"), "-pause", r.file("pause"), "-nnp", r.file("nnp"),
+	return r.command(r.root, "go", "run", "./tools/e2e-images", "-out", images, "-agnhost", r.file("agnhost"), "-pause", r.file("pause"), "-sh", r.file("sh"), "-nnp", r.file("nnp"),
 		"-sample", r.file("sample-apiserver"), "-etcd", r.file("etcd"), "-kubernetes", strings.TrimSpace(source), "-debian", r.file("debian"))
 }
 
