@@ -34,8 +34,11 @@ func (r Range) bits() int {
 	return 24
 }
 
-// Loop is the allocator over one range for each family. Its keys are nodes, worked on one at a time, so that no
-// block is given away twice.
+// everyNode is the loop's one key: a pass gives blocks to all nodes that have none, so that thousands that register at
+// once cost a few walks over the nodes and not one for each, and no block is given away twice.
+var everyNode = reconcile.Key{Name: "nodes"}
+
+// Loop is the allocator over one range for each family.
 func Loop(ranges []Range) reconcile.Loop {
 	return reconcile.Loop{
 		Name:           "node-ipam-controller",
@@ -43,82 +46,107 @@ func Loop(ranges []Range) reconcile.Loop {
 		Source:         "cidrAllocator",
 		Inputs:         []reconcile.Input{{Resource: client.Nodes.Name, Keys: wanting}},
 		Outputs:        []reconcile.Output{{Resource: client.Nodes.Name, Verbs: []reconcile.Verb{reconcile.Update}}},
-		Plan: func(s store.Snapshot, key reconcile.Key, _ time.Time) (reconcile.Plan, error) {
-			return plan(s, key.Name, ranges)
+		Plan: func(s store.Snapshot, _ reconcile.Key, _ time.Time) (reconcile.Plan, error) {
+			return plan(s, ranges), nil
 		},
 	}
 }
 
-// wanting gives a node without a range, and when a node is gone those that might get its.
-func wanting(s store.Snapshot, ev store.Event) []reconcile.Key {
-	node := ev.Entry.Object.(*corev1.Node)
-	if !ev.Deleted {
-		if node.Spec.PodCIDR != "" {
-			return nil
-		}
-		return []reconcile.Key{{Name: node.Name}}
+// wanting asks for a pass when a node without a range comes, and when one is gone whose range others may want.
+func wanting(_ store.Snapshot, ev store.Event) []reconcile.Key {
+	if !ev.Deleted && ev.Entry.Object.(*corev1.Node).Spec.PodCIDR != "" {
+		return nil
 	}
-	var keys []reconcile.Key
-	for other := range client.Nodes.List(s, "") {
-		if other.Spec.PodCIDR == "" {
-			keys = append(keys, reconcile.Key{Name: other.Name})
-		}
-	}
-	return keys
+	return []reconcile.Key{everyNode}
 }
 
-func plan(s store.Snapshot, name string, ranges []Range) (reconcile.Plan, error) {
-	node, ok := client.Nodes.Get(s, "", name)
-	if !ok || node.Spec.PodCIDR != "" || node.DeletionTimestamp != nil || len(ranges) == 0 {
-		return reconcile.Plan{}, nil
-	}
+func plan(s store.Snapshot, ranges []Range) reconcile.Plan {
+	var without []*corev1.Node
 	used := map[netip.Prefix]bool{}
-	for other := range client.Nodes.List(s, "") {
-		for _, cidr := range other.Spec.PodCIDRs {
+	sizes := map[int]bool{}
+	for node := range client.Nodes.List(s, "") {
+		if node.Spec.PodCIDR == "" && node.DeletionTimestamp == nil {
+			without = append(without, node)
+		}
+		for _, cidr := range node.Spec.PodCIDRs {
 			if p, err := netip.ParsePrefix(cidr); err == nil {
-				used[p.Masked()] = true
+				used[p.Masked()], sizes[p.Bits()] = true, true
 			}
 		}
 	}
-	out := node.DeepCopy()
-	out.Spec.PodCIDRs = nil
-	for _, r := range ranges {
-		block, ok := free(r, used)
-		if !ok {
-			return exhausted(node), nil
-		}
-		out.Spec.PodCIDRs = append(out.Spec.PodCIDRs, block.String())
+	p := reconcile.Plan{Parallel: true}
+	if len(without) == 0 || len(ranges) == 0 {
+		return p
 	}
-	out.Spec.PodCIDR = out.Spec.PodCIDRs[0]
-	return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Update, Resource: client.Nodes.Name, Object: out}}}, nil
+	searches := make([]search, len(ranges))
+	for i, r := range ranges {
+		searches[i] = begin(r, used, sizes)
+	}
+	for _, node := range without {
+		out := node.DeepCopy()
+		out.Spec.PodCIDRs = nil
+		for i := range searches {
+			if block, ok := searches[i].free(); ok {
+				out.Spec.PodCIDRs = append(out.Spec.PodCIDRs, block.String())
+			}
+		}
+		if len(out.Spec.PodCIDRs) < len(ranges) {
+			p.Events = append(p.Events, exhausted(node))
+			continue
+		}
+		for i := range searches {
+			searches[i].take()
+		}
+		out.Spec.PodCIDR = out.Spec.PodCIDRs[0]
+		p.Writes = append(p.Writes, reconcile.Write{Verb: reconcile.Update, Resource: client.Nodes.Name, Object: out})
+	}
+	return p
 }
 
 // exhausted tells that nothing is left. The node is looked at again when another goes.
-func exhausted(node *corev1.Node) reconcile.Plan {
-	return reconcile.Plan{Events: []reconcile.Event{{
+func exhausted(node *corev1.Node) reconcile.Event {
+	return reconcile.Event{
 		Regarding: reconcile.Regarding("v1", "Node", node), Type: "Normal", Reason: "CIDRNotAvailable",
 		Message: fmt.Sprintf("Node %s status is now: CIDRNotAvailable", node.Name),
-	}}}
+	}
 }
 
-// free is the lowest block that no block in use overlaps.
-func free(r Range, used map[netip.Prefix]bool) (netip.Prefix, bool) {
-	bits := r.bits()
-	cluster := r.Cluster.Masked()
+// search walks over the blocks of a range once, from the lowest.
+type search struct {
+	cluster, next netip.Prefix
+	used          map[netip.Prefix]bool
+	// mixed tells that blocks of another size are in use, which have to be compared one by one.
+	mixed, over bool
+}
+
+func begin(r Range, used map[netip.Prefix]bool, sizes map[int]bool) search {
+	bits, cluster := r.bits(), r.Cluster.Masked()
 	if bits < cluster.Bits() || bits > cluster.Addr().BitLen() {
-		return netip.Prefix{}, false
+		return search{over: true}
 	}
-	for block := netip.PrefixFrom(cluster.Addr(), bits); cluster.Contains(block.Addr()); {
-		if !used[block] && !overlaps(block, used) {
-			return block, true
+	s := search{cluster: cluster, next: netip.PrefixFrom(cluster.Addr(), bits), used: used}
+	for size := range sizes {
+		s.mixed = s.mixed || size != bits
+	}
+	return s
+}
+
+// free is the lowest block that no block in use overlaps and that was not taken.
+func (s *search) free() (netip.Prefix, bool) {
+	for ; !s.over; s.advance() {
+		if !s.used[s.next] && !(s.mixed && overlaps(s.next, s.used)) {
+			return s.next, true
 		}
-		next, ok := after(block)
-		if !ok {
-			break
-		}
-		block = next
 	}
 	return netip.Prefix{}, false
+}
+
+// take goes on behind the block that free gave.
+func (s *search) take() { s.advance() }
+
+func (s *search) advance() {
+	next, ok := after(s.next)
+	s.next, s.over = next, !ok || !s.cluster.Contains(next.Addr())
 }
 
 // overlaps tells whether a block of another size is in the way.

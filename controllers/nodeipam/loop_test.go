@@ -51,3 +51,24 @@ func TestBlocksOfAnotherSizeAreNotCutInto(t *testing.T) {
 		}
 	}, nodeipam.Loop([]nodeipam.Range{{Cluster: netip.MustParsePrefix("10.0.0.0/24"), NodeBits: 26}}))
 }
+
+// TestThousandsAtOnce holds that nodes that come together get blocks of their own, in a time that does not grow with their square.
+func TestThousandsAtOnce(t *testing.T) {
+	const count = 3000
+	reconciletest.Run(t, func(h *reconciletest.Harness) {
+		for i := range count {
+			h.Create("nodes", &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("n%04d", i)}})
+		}
+		h.Settle()
+		seen := map[string]bool{}
+		for node := range client.Nodes.List(h.Cluster.Snapshot(), "") {
+			if node.Spec.PodCIDR == "" || seen[node.Spec.PodCIDR] {
+				t.Fatalf("%s has the block %q", node.Name, node.Spec.PodCIDR)
+			}
+			seen[node.Spec.PodCIDR] = true
+		}
+		if !seen["10.0.0.0/24"] || !seen["10.11.183.0/24"] || len(seen) != count {
+			t.Errorf("%d blocks, not the lowest", len(seen))
+		}
+	}, nodeipam.Loop([]nodeipam.Range{{Cluster: netip.MustParsePrefix("10.0.0.0/8")}}))
+}
