@@ -24,6 +24,7 @@ type affinityTerm struct {
 	peers
 	topology string
 	weight   int64  // in the scores of others; negative for those that it avoids
+	required bool   // of a pod that it has to be with; profiles say what that weighs
 	group    string // equal for terms that mean the same
 }
 
@@ -100,7 +101,10 @@ func parseAffinity(pod *corev1.Pod) affinityTerms {
 func parseTerms(pod *corev1.Pod, terms []corev1.PodAffinityTerm, weight int64) []affinityTerm {
 	var parsed []affinityTerm
 	for i := range terms {
-		parsed = append(parsed, parseTerm(pod, &terms[i], weight))
+		t := parseTerm(pod, &terms[i], weight)
+		t.required = true
+		t.group += "|required"
+		parsed = append(parsed, t)
 	}
 	return parsed
 }

@@ -16,7 +16,7 @@ import (
 // says what became of it.
 func (s *Scheduler) bound(it *item, pod *corev1.Pod, node string, err error) {
 	if err == nil {
-		s.record(pod, corev1.EventTypeNormal, "Scheduled", fmt.Sprintf("Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, node))
+		s.record(pod.Spec.SchedulerName, pod, corev1.EventTypeNormal, "Scheduled", fmt.Sprintf("Successfully assigned %s/%s to %s", pod.Namespace, pod.Name, node))
 		return // the store's event confirms it
 	}
 	s.unbound(it, pod, node, "Bind", "DefaultBinder", err)
@@ -42,7 +42,7 @@ func (s *Scheduler) refuse(ctx context.Context, it *item, d Decision) error {
 	}
 	it.held = len(victims)
 	s.queue.fail(it, d.wakes, s.Now())
-	s.record(pod, corev1.EventTypeWarning, "FailedScheduling", d.Message)
+	s.record(pod.Spec.SchedulerName, pod, corev1.EventTypeWarning, "FailedScheduling", d.Message)
 	if d.Nominated != "" {
 		if err := s.displace(ctx, it.pod, d.Nominated); err != nil {
 			return err
@@ -166,7 +166,7 @@ func setCondition(p *corev1.Pod, want corev1.PodCondition, now metav1.Time) {
 // preempt removes one pod in favour of another.
 func (s *Scheduler) preempt(ctx context.Context, pod, victim *corev1.Pod, node string) error {
 	target := corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonPreemptionByScheduler,
-		Message: Name + ": preempting to accommodate a higher priority pod"}
+		Message: pod.Spec.SchedulerName + ": preempting to accommodate a higher priority pod"}
 	_, err := client.Mutate(ctx, s.Client, client.Pods, victim.Namespace, victim.Name, "status", func(p *corev1.Pod) bool {
 		if p.UID != victim.UID || stands(p, &target, nil) {
 			return false
@@ -185,17 +185,23 @@ func (s *Scheduler) preempt(ctx context.Context, pod, victim *corev1.Pod, node s
 		s.Log.Warn("preemption failed", "victim", victim.Namespace+"/"+victim.Name, "error", err)
 		return err
 	}
-	s.record(victim, corev1.EventTypeNormal, "Preempted", fmt.Sprintf("Preempted by pod %s on node %s", pod.UID, node))
+	s.record(pod.Spec.SchedulerName, victim, corev1.EventTypeNormal, "Preempted", fmt.Sprintf("Preempted by pod %s on node %s", pod.UID, node))
 	return nil
 }
 
 // maxNote is how long the message of an event may be; longer ones are cut.
 const maxNote = 1024
 
-func (s *Scheduler) record(p *corev1.Pod, kind, reason, message string) {
+// record records an event about a pod; by is the name of the profile that it comes from.
+func (s *Scheduler) record(by string, p *corev1.Pod, kind, reason, message string) {
 	if len(message) > maxNote {
 		const cut = " ..."
 		message = message[:maxNote-len(cut)] + cut
 	}
-	s.Record(reconcile.Event{Type: kind, Reason: reason, Message: message, Regarding: reconcile.Regarding("v1", "Pod", p)})
+	ev := reconcile.Event{Type: kind, Reason: reason, Message: message, Regarding: reconcile.Regarding("v1", "Pod", p)}
+	if s.RecordAs != nil {
+		s.RecordAs(by, ev)
+		return
+	}
+	s.Record(ev)
 }

@@ -100,7 +100,7 @@ func (s *Scheduler) bind(ctx context.Context, it *item, node string, plan volume
 	pod := it.pod.object
 	if len(plan.bind)+len(plan.provision) == 0 {
 		return s.do(ctx, func(work context.Context) {
-			err := s.Client.Bind(work, pod.Namespace, pod.Name, pod.UID, node)
+			err := s.assign(work, pod, node)
 			s.report(ctx, func() { s.bound(it, pod, node, err) })
 		})
 	}
@@ -113,10 +113,37 @@ func (s *Scheduler) bind(ctx context.Context, it *item, node string, plan volume
 				s.unbound(it, pod, node, "PreBind", "VolumeBinding", err)
 				return
 			}
-			s.awaiting[pod.UID] = &awaited{it, pod, node, plan, s.Now().Add(bindTimeout)}
+			s.awaiting[pod.UID] = &awaited{it, pod, node, plan, s.Now().Add(it.pod.profile.bindTimeout)}
 			s.checkAwaited(ctx)
 		})
 	})
+}
+
+// assign binds a pod: by the extender that does that for pods like it, or by itself.
+func (s *Scheduler) assign(ctx context.Context, pod *corev1.Pod, node string) error {
+	for _, e := range s.Configuration.Extenders {
+		if e.BindVerb != "" && e.interested(pod) {
+			err := e.bind(pod, node)
+			if err == nil || !e.Ignorable {
+				return err
+			}
+		}
+	}
+	return s.Client.Bind(ctx, pod.Namespace, pod.Name, pod.UID, node)
+}
+
+// failed lets a pod try again after a pass that came to nothing.
+func (s *Scheduler) failed(it *item, err error) {
+	pod := it.pod.object
+	s.queue.retry(it, s.Now())
+	s.Log.Warn("scheduling failed", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+	s.record(pod.Spec.SchedulerName, pod, corev1.EventTypeWarning, "FailedScheduling", err.Error())
+	select { // as above
+	case s.work <- func(ctx context.Context) {
+		s.setStatus(ctx, pod, unscheduled(corev1.PodReasonSchedulerError, err.Error()), nil)
+	}:
+	default:
+	}
 }
 
 // writePlan reserves the volumes of a plan for their claims, and asks provisioners for the others.
@@ -249,7 +276,7 @@ func (s *Scheduler) unbound(it *item, pod *corev1.Pod, node, point, plugin strin
 	if !apierrors.IsConflict(err) || point == "Bind" {
 		s.Log.Warn("binding failed", "pod", pod.Namespace+"/"+pod.Name, "node", node, "error", err)
 	}
-	s.record(current, corev1.EventTypeWarning, "FailedScheduling", message)
+	s.record(current.Spec.SchedulerName, current, corev1.EventTypeWarning, "FailedScheduling", message)
 	none := ""
 	select { // nobody waits for the condition: should there be no room, the next attempt says it
 	case s.work <- func(ctx context.Context) {

@@ -28,9 +28,27 @@ func (s *Scheduler) circumstances(snap store.Snapshot, pod *corev1.Pod) Circumst
 		about.finishClaims(snap, claims)
 	}
 	if len(pod.Spec.TopologySpreadConstraints) == 0 {
-		about.Siblings = s.siblingsOf(snap, pod)
+		about.spreadDefaults(pod, s.profiles[pod.Spec.SchedulerName], s.siblingsOf(snap, pod))
 	}
 	return about
+}
+
+// spreadDefaults spreads a pod without constraints from its siblings as its profile says, nil for the default one.
+func (about *Circumstances) spreadDefaults(pod *corev1.Pod, profile *Profile, siblings *Siblings) {
+	if profile == nil || !profile.plain {
+		about.Siblings = siblings
+		return
+	}
+	about.spread = []spreadConstraint{}
+	if siblings == nil {
+		return
+	}
+	with := pod.DeepCopy()
+	with.Spec.TopologySpreadConstraints = profile.defaults
+	for _, c := range parseSpread(with) {
+		c.peers, c.counts = siblings.peers, true
+		about.spread = append(about.spread, c)
+	}
 }
 
 // maxSiblings bounds how many parsed selectors are kept.

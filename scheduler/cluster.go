@@ -43,6 +43,8 @@ type Cluster struct {
 	images map[string]*imageState
 	// scarce are the reasons for resources other than cpu, memory and storage.
 	scarce map[corev1.ResourceName]*scarcity
+	// extenders have their say after the rules.
+	extenders []*Extender
 	// drivers are the reasons that a driver is not on a node.
 	drivers map[string]*reason
 	// budgets gives what preemption should keep; it is asked only when a pass preempts.

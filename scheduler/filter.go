@@ -24,6 +24,7 @@ var (
 	reasonUnschedulable = &reason{"node(s) were unschedulable", true, nodeAdded | nodeTaints}
 	reasonTaint         = &reason{"node(s) had untolerated taint(s)", true, nodeAdded | nodeTaints}
 	reasonNodeAffinity  = &reason{"node(s) didn't match Pod's node affinity/selector", true, nodeAdded | nodeLabels}
+	reasonEnforced      = &reason{"node(s) didn't match scheduler-enforced node affinity", true, nodeAdded | nodeLabels}
 	reasonNotNamed      = &reason{"node(s) didn't satisfy plugin(s) [NodeAffinity]", true, nodeAdded}
 	reasonPorts         = &reason{"node(s) didn't have free ports for the requested pod ports", false, nodeAdded | podGone}
 	reasonPods          = &reason{"Too many pods", false, nodeAdded | nodeAllocatable | podGone}
@@ -90,6 +91,8 @@ type Circumstances struct {
 	// delayed are the claims that get a volume when the pod gets a node, zones the places of the volumes of the others.
 	delayed []*delayed
 	zones   []volumeZone
+	// spread are the constraints that its profile gives a pod without any.
+	spread []spreadConstraint
 	// attach is what nodes have to attach for the pod, nil for nothing.
 	attach *attaches
 }
@@ -170,22 +173,25 @@ func (c *Cluster) check(cand *candidate, n *node, extra []*reason) []*reason {
 	if one := cand.static(n); one != nil {
 		return append(extra, one)
 	}
-	if len(cand.ports) > 0 && portsTaken(cand.ports, n.ports) {
+	uses := cand.profile.uses
+	if len(cand.ports) > 0 && uses(rulePorts) && portsTaken(cand.ports, n.ports) {
 		return append(extra, reasonPorts)
 	}
-	if extra = c.room(cand.pod, n, extra); len(extra) > 0 {
-		return extra
+	if uses(ruleFit) {
+		if extra = c.room(cand.pod, n, extra); len(extra) > 0 {
+			return extra
+		}
 	}
 	if one := c.volumesAllow(cand, n); one != nil {
 		return append(extra, one)
 	}
-	if one := cand.spread.allows(n); one != nil {
+	if one := cand.spread.allows(n); one != nil && uses(ruleSpread) {
 		return append(extra, one)
 	}
-	if one := cand.affinity.allows(n); one != nil {
+	if one := cand.affinity.allows(n); one != nil && uses(rulePodAffinity) {
 		return append(extra, one)
 	}
-	if len(cand.features) > 0 && !cand.featuresOn(n) {
+	if len(cand.features) > 0 && uses(ruleFeatures) && !cand.featuresOn(n) {
 		return append(extra, reasonFeatures)
 	}
 	return extra
@@ -193,13 +199,14 @@ func (c *Cluster) check(cand *candidate, n *node, extra []*reason) []*reason {
 
 // volumesAllow applies the rules on volumes.
 func (c *Cluster) volumesAllow(cand *candidate, n *node) *reason {
-	if len(cand.disks) > 0 && n.diskTaken(cand.disks) {
+	uses := cand.profile.uses
+	if len(cand.disks) > 0 && uses(ruleRestrictions) && n.diskTaken(cand.disks) {
 		return reasonDisk
 	}
-	if cand.contended > 0 {
+	if cand.contended > 0 && uses(ruleRestrictions) {
 		return reasonExclusive
 	}
-	if cand.attach != nil {
+	if cand.attach != nil && uses(ruleLimits) {
 		if driver := cand.attach.missing(n.name); driver != "" {
 			return c.noDriver(driver)
 		}
@@ -207,6 +214,21 @@ func (c *Cluster) volumesAllow(cand *candidate, n *node) *reason {
 			return reasonLimit
 		}
 	}
+	if uses(ruleBinding) {
+		if one := cand.bindable(n); one != nil {
+			return one
+		}
+	}
+	for i := range cand.zones {
+		if uses(ruleZone) && !cand.zones[i].allows(n) {
+			return reasonZone
+		}
+	}
+	return nil
+}
+
+// bindable applies the rules on volumes that are bound, and on those that are to be (VolumeBinding).
+func (cand *candidate) bindable(n *node) *reason {
 	if cand.noVolume {
 		return reasonNoVolume
 	}
@@ -215,15 +237,8 @@ func (c *Cluster) volumesAllow(cand *candidate, n *node) *reason {
 			return reasonPVAffinity
 		}
 	}
-	if _, one := cand.plan(n); one != nil {
-		return one
-	}
-	for i := range cand.zones {
-		if !cand.zones[i].allows(n) {
-			return reasonZone
-		}
-	}
-	return nil
+	_, one := cand.plan(n)
+	return one
 }
 
 // noDriver is the reason that a driver which volumes need does not run on a node.
@@ -241,13 +256,19 @@ func (c *Cluster) noDriver(driver string) *reason {
 // static checks what no other pod can change.
 func (p *pod) static(n *node) *reason {
 	if n.closed {
-		if n.object.Spec.Unschedulable && !tolerates(p.object.Spec.Tolerations, &corev1.Taint{
+		if n.object.Spec.Unschedulable && p.profile.uses(ruleUnschedulable) && !tolerates(p.object.Spec.Tolerations, &corev1.Taint{
 			Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule}) {
 			return reasonUnschedulable
 		}
-		if untolerated(p.object, n.object) != nil {
+		if p.profile.uses(ruleTaints) && untolerated(p.object, n.object) != nil {
 			return reasonTaint
 		}
+	}
+	if !p.profile.uses(ruleNodeAffinity) {
+		return nil
+	}
+	if p.profile.enforced != nil && !p.profile.enforced.Match(n.object) {
+		return reasonEnforced
 	}
 	if !p.matches(n) {
 		return reasonNodeAffinity
@@ -271,7 +292,7 @@ func (c *Cluster) room(p *pod, n *node, short []*reason) []*reason {
 		short = append(short, scarceStorage.of(asks.storage, have.storage))
 	}
 	for name, v := range asks.extended {
-		if v > 0 && v > have.extended[name]-used.extended[name] {
+		if v > 0 && (p.profile.ignored == nil || !p.profile.ignored(name)) && v > have.extended[name]-used.extended[name] {
 			short = append(short, c.scarcity(name).of(v, have.extended[name]))
 		}
 	}

@@ -24,7 +24,11 @@ type Config struct {
 	Client client.Client
 	// Record takes events; it does not block. May be nil.
 	Record func(reconcile.Event)
-	Log    *slog.Logger
+	// RecordAs, if not nil, takes events in the place of Record, with the name of the profile that they come from.
+	RecordAs func(profile string, ev reconcile.Event)
+	Log      *slog.Logger
+	// Configuration says which profiles and extenders there are; nil for upstream's default profile and none.
+	Configuration *Configuration
 	// Now is the clock, time.Now if nil.
 	Now func() time.Time
 }
@@ -33,8 +37,10 @@ type Config struct {
 // time (bindings, conditions, removals) is done by a few workers, which report back to it.
 type Scheduler struct {
 	Config
-	cluster *Cluster
-	queue   *queue
+	// profiles by name; never changed.
+	profiles map[string]*Profile
+	cluster  *Cluster
+	queue    *queue
 	// binding are the pods whose binding is under way: what the store says of them
 	// is older than what we know.
 	binding  map[types.UID]*item
@@ -65,7 +71,14 @@ func New(c Config) *Scheduler {
 	if c.Record == nil {
 		c.Record = func(reconcile.Event) {}
 	}
-	return &Scheduler{Config: c}
+	if c.Configuration == nil {
+		c.Configuration = &Configuration{Profiles: []*Profile{defaultProfile}, FirstBackoff: firstBackoff, MostBackoff: mostBackoff}
+	}
+	s := &Scheduler{Config: c, profiles: map[string]*Profile{}}
+	for _, p := range c.Configuration.Profiles {
+		s.profiles[p.Name] = p
+	}
+	return s
 }
 
 // Run schedules until ctx is done.
@@ -166,6 +179,8 @@ func (s *Scheduler) settleDone() {
 
 func (s *Scheduler) load(snap store.Snapshot) {
 	s.cluster, s.queue, s.binding, s.siblings = NewCluster(), newQueue(), map[types.UID]*item{}, map[string]*Siblings{}
+	s.queue.profiles, s.queue.firstBackoff, s.queue.mostBackoff = s.profiles, s.Configuration.FirstBackoff, s.Configuration.MostBackoff
+	s.cluster.extenders = s.Configuration.Extenders
 	s.awaiting, s.assumed = map[types.UID]*awaited{}, newAssumed()
 	s.cluster.budgets = func() Budgets { return slices.Collect(client.PodDisruptionBudgets.List(s.Client.Snapshot(), "")) }
 	for ns := range client.Namespaces.List(snap, "") {
@@ -187,6 +202,10 @@ func (s *Scheduler) one(ctx context.Context) (bool, error) {
 	}
 	about := s.circumstances(s.Client.Snapshot(), it.pod.object)
 	d := s.cluster.schedule(it.pod, &about)
+	if d.err != nil {
+		s.failed(it, d.err)
+		return true, nil
+	}
 	if d.Node == "" {
 		return true, s.refuse(ctx, it, d)
 	}

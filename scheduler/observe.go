@@ -92,7 +92,7 @@ func (s *Scheduler) observePod(p, prev *corev1.Pod, deleted bool) {
 		}
 	case s.binding[p.UID] != nil:
 		// Older than our own decision; the outcome of the binding is to come.
-	case p.Spec.SchedulerName != Name || p.DeletionTimestamp != nil || len(p.Spec.SchedulingGates) > 0:
+	case s.profiles[p.Spec.SchedulerName] == nil || p.DeletionTimestamp != nil || len(p.Spec.SchedulingGates) > 0:
 		s.queue.remove(p.UID)
 		s.cluster.Nominate(p, "")
 	default:

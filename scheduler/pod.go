@@ -9,6 +9,7 @@ import (
 // pod is what the scheduler needs of a pod, worked out once for each version that matters.
 type pod struct {
 	object   *corev1.Pod
+	profile  *Profile
 	priority int32
 	asks     resources
 	cpu      int64 // with what is assumed for containers that ask for none
@@ -41,7 +42,7 @@ type hostPort struct {
 // newPod works out what the scheduler needs. Its cost is that of summing requests
 // and parsing selectors.
 func newPod(object *corev1.Pod) *pod {
-	p := &pod{object: object, priority: priority(object), require: parseAffinity(object), spread: parseSpread(object)}
+	p := &pod{object: object, profile: defaultProfile, priority: priority(object), require: parseAffinity(object), spread: parseSpread(object)}
 	p.asks, p.cpu, p.memory = requests(object)
 	p.addPorts(object.Spec.Containers, false)
 	p.addPorts(object.Spec.InitContainers, true)

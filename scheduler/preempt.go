@@ -28,6 +28,9 @@ type victims struct {
 // (kubernetes.io/docs/concepts/scheduling-eviction/pod-priority-preemption). The
 // Message in the result is the second half of what the pod is told. cand is nil if no node was looked at.
 func (c *Cluster) preempt(cand *candidate, p *pod, refused *refusals) Decision {
+	if p.profile.noPreemption {
+		return Decision{}
+	}
 	if policy := p.object.Spec.PreemptionPolicy; policy != nil && *policy == corev1.PreemptNever {
 		return Decision{Message: " preemption: not eligible due to preemptionPolicy=Never."}
 	}
@@ -35,6 +38,10 @@ func (c *Cluster) preempt(cand *candidate, p *pod, refused *refusals) Decision {
 		return Decision{Message: " preemption: not eligible due to a terminating pod on the nominated node."}
 	}
 	found, why := c.candidates(cand, refused)
+	found, err := c.extendPreemption(p.object, found)
+	if err != nil {
+		return Decision{Message: fmt.Sprintf(" preemption: %v", err)}
+	}
 	if len(found) == 0 {
 		if hopeless := len(c.order) - len(refused.mendable); hopeless > 0 {
 			why.count(reasonNotHelpful, hopeless)
@@ -66,7 +73,7 @@ func (c *Cluster) candidates(cand *candidate, refused *refusals) (found []*victi
 	if c.budgets != nil {
 		budgets = c.budgets()
 	}
-	limit := max(len(refused.mendable)/10, alwaysConsidered)
+	limit := max(len(refused.mendable)*cand.profile.candidatesShare/100, cand.profile.candidatesLeast)
 	harmless := false
 	for _, n := range refused.mendable {
 		v, reasons := c.victimsOn(cand, n, budgets)
@@ -241,4 +248,21 @@ func (b Budgets) split(pods []*pod) (breaking, others []*pod) {
 		}
 	}
 	return breaking, others
+}
+
+// extendPreemption lets extenders choose among candidates.
+func (c *Cluster) extendPreemption(p *corev1.Pod, found []*victims) ([]*victims, error) {
+	for _, e := range c.extenders {
+		if e.PreemptVerb == "" || len(found) == 0 || !e.interested(p) {
+			continue
+		}
+		left, err := e.preempt(p, found)
+		if err != nil && !e.Ignorable {
+			return nil, err
+		}
+		if err == nil {
+			found = left
+		}
+	}
+	return found, nil
 }

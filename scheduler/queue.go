@@ -17,6 +17,10 @@ type queue struct {
 	wakeable map[*item]struct{}
 	// active are ready. While there are none, the first of backoff is tried before its time.
 	active, backoff, timed itemHeap
+	// profiles by name; a pod of another has the default one.
+	profiles map[string]*Profile
+	// firstBackoff doubles up to mostBackoff.
+	firstBackoff, mostBackoff time.Duration
 }
 
 type place uint8
@@ -58,7 +62,7 @@ func newQueue() *queue {
 		return a.added.Before(b.added)
 	}
 	sooner := func(a, b *item) bool { return a.due.Before(b.due) }
-	return &queue{items: map[types.UID]*item{}, wakeable: map[*item]struct{}{}, active: itemHeap{less: more}, timed: itemHeap{less: sooner},
+	return &queue{firstBackoff: firstBackoff, mostBackoff: mostBackoff, items: map[types.UID]*item{}, wakeable: map[*item]struct{}{}, active: itemHeap{less: more}, timed: itemHeap{less: sooner},
 		backoff: itemHeap{less: func(a, b *item) bool {
 			if !a.due.Equal(b.due) {
 				return a.due.Before(b.due)
@@ -72,7 +76,7 @@ func newQueue() *queue {
 func (q *queue) put(pod *corev1.Pod, now time.Time) {
 	it := q.items[pod.UID]
 	if it == nil {
-		it = &item{pod: newPod(pod), added: now}
+		it = &item{pod: q.pod(pod), added: now}
 		q.items[pod.UID] = it
 		q.enter(it, isActive)
 		return
@@ -83,9 +87,18 @@ func (q *queue) put(pod *corev1.Pod, now time.Time) {
 	}
 	place := it.place
 	q.leave(it)
-	it.pod = newPod(pod)
+	it.pod = q.pod(pod)
 	q.enter(it, place)
 	q.wakeOne(it, podItself, now)
+}
+
+// pod works out what the scheduler needs of a pod that asks for one of the profiles.
+func (q *queue) pod(object *corev1.Pod) *pod {
+	p := newPod(object)
+	if profile := q.profiles[object.Spec.SchedulerName]; profile != nil {
+		p.profile = profile
+	}
+	return p
 }
 
 // remove forgets a pod.
@@ -167,7 +180,7 @@ func (q *queue) fail(it *item, wakes change, now time.Time) {
 	if !q.isTaken(it) {
 		return
 	}
-	it.setRetry(now)
+	q.setRetry(it, now)
 	it.wakes, it.due = wakes|podItself, now.Add(mostWait)
 	q.enter(it, isWaiting)
 	q.resume(it, now)
@@ -176,18 +189,18 @@ func (q *queue) fail(it *item, wakes change, now time.Time) {
 // retry puts a taken item back after an error: it is tried again after its back-off.
 func (q *queue) retry(it *item, now time.Time) {
 	if q.isTaken(it) {
-		it.setRetry(now)
+		q.setRetry(it, now)
 		it.due = it.retry
 		q.enter(it, isTimed)
 	}
 }
 
-func (it *item) setRetry(now time.Time) {
-	delay := firstBackoff
-	for i := 1; i < it.attempts && delay < mostBackoff; i++ {
+func (q *queue) setRetry(it *item, now time.Time) {
+	delay := q.firstBackoff
+	for i := 1; i < it.attempts && delay < q.mostBackoff; i++ {
 		delay *= 2
 	}
-	it.retry = now.Add(min(delay, mostBackoff))
+	it.retry = now.Add(min(delay, q.mostBackoff))
 }
 
 // wakeLater gives a waiting pod another try after its back-off, for an error and not a change is the cause.

@@ -23,6 +23,7 @@ type Decision struct {
 
 	wakes change
 	plan  volumePlan
+	err   error // of an extender: the pass came to nothing
 }
 
 // Considered nodes: all below this number, above it a share that falls with the size of
@@ -54,8 +55,20 @@ func (c *Cluster) schedule(p *pod, about *Circumstances) Decision {
 		d.wakes = volumes
 		return d
 	}
+	if about.spread != nil {
+		p.spread = about.spread
+	}
 	cand := c.candidate(p, about)
 	feasible, refused := c.feasible(cand)
+	nominated := refused == nil
+	feasible, refused, err := c.extendFilter(cand, feasible, refused)
+	if err == nil && nominated && len(feasible) == 0 { // an extender does not want it there
+		feasible, refused = c.search(cand)
+		feasible, refused, err = c.extendFilter(cand, feasible, refused)
+	}
+	if err != nil {
+		return Decision{Message: err.Error(), err: err}
+	}
 	if len(feasible) > 0 {
 		n := c.best(cand, feasible)
 		c.turn++
@@ -71,7 +84,7 @@ func (c *Cluster) schedule(p *pod, about *Circumstances) Decision {
 
 // problem is what keeps a pod off all nodes, "" for nothing.
 func (p *pod) problem(about *Circumstances) string {
-	if p.pinned && len(p.names) == 0 {
+	if p.pinned && len(p.names) == 0 && p.profile.uses(ruleNodeAffinity) {
 		return "pod affinity terms conflict"
 	}
 	return about.Problem
@@ -79,7 +92,7 @@ func (p *pod) problem(about *Circumstances) string {
 
 // considered are the nodes that come into question: all, or those that the pod names.
 func (c *Cluster) considered(p *pod) []*node {
-	if !p.pinned {
+	if !p.pinned || !p.profile.uses(ruleNodeAffinity) {
 		return c.order
 	}
 	var named []*node
@@ -99,6 +112,11 @@ func (c *Cluster) feasible(cand *candidate) ([]*node, *refusals) {
 	if n := c.nomination(cand.object); n != nil && n.object != nil && len(c.fits(cand, n, nil)) == 0 {
 		return []*node{n}, nil
 	}
+	return c.search(cand)
+}
+
+// search is feasible without regard to a nomination.
+func (c *Cluster) search(cand *candidate) ([]*node, *refusals) {
 	refused := &refusals{}
 	nodes := c.considered(cand.pod)
 	if others := len(c.order) - len(nodes); others > 0 {
@@ -123,6 +141,26 @@ func (c *Cluster) feasible(cand *candidate) ([]*node, *refusals) {
 	c.start = (c.start + seen) % len(c.order)
 	c.scratch.feasible = feasible
 	return feasible, refused
+}
+
+// extendFilter lets extenders refuse nodes that the rules allow. One that fails ends the pass, unless it may be passed over.
+func (c *Cluster) extendFilter(cand *candidate, nodes []*node, refused *refusals) ([]*node, *refusals, error) {
+	for _, e := range c.extenders {
+		if e.FilterVerb == "" || len(nodes) == 0 || !e.interested(cand.object) {
+			continue
+		}
+		if refused == nil {
+			refused = &refusals{}
+		}
+		left, err := e.filter(cand.object, nodes, refused)
+		if err != nil && !e.Ignorable {
+			return nil, refused, err
+		}
+		if err == nil {
+			nodes = left
+		}
+	}
+	return nodes, refused, nil
 }
 
 // Explain returns, for every node, why a pod could not go there ("" where it could), in order of

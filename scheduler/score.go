@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"math"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -61,6 +62,11 @@ func (c *Cluster) best(cand *candidate, nodes []*node) *node {
 		return nodes[0]
 	}
 	scores := c.scores(cand, nodes)
+	for _, e := range c.extenders {
+		if e.PrioritizeVerb != "" && e.interested(cand.object) {
+			e.prioritize(cand.object, nodes, scores)
+		}
+	}
 	best := 0
 	for i := range scores {
 		if scores[i] > scores[best] || (scores[i] == scores[best] && nodes[i].chosen < nodes[best].chosen) {
@@ -78,14 +84,20 @@ func (c *Cluster) scores(cand *candidate, nodes []*node) []int64 {
 	scores := c.scratch.scores[:len(nodes)]
 	clear(scores)
 	for i := range scorings {
-		scorings[i].add(c, cand, nodes, scores, scorings[i].weight)
+		if weight := cand.profile.weights[i]; weight != 0 {
+			scorings[i].add(c, cand, nodes, scores, weight)
+		}
 	}
 	return scores
 }
 
 func (c *Cluster) addFit(cand *candidate, nodes []*node, scores []int64, weight int64) {
 	for i, n := range nodes {
-		scores[i] += weight * cand.leastAllocated(n)
+		if s := cand.profile.fit; s != nil {
+			scores[i] += weight * s.of(cand, n)
+		} else {
+			scores[i] += weight * cand.leastAllocated(n)
+		}
 	}
 }
 
@@ -244,11 +256,14 @@ func (c *Cluster) addTaints(cand *candidate, nodes []*node, scores []int64, weig
 }
 
 func (c *Cluster) addNodeAffinity(cand *candidate, nodes []*node, scores []int64, weight int64) {
-	a := cand.object.Spec.Affinity
-	if a == nil || a.NodeAffinity == nil || len(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution) == 0 {
+	prefers := cand.profile.prefers
+	if a := cand.object.Spec.Affinity; a != nil && a.NodeAffinity != nil {
+		prefers = slices.Concat(prefers, a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+	}
+	if len(prefers) == 0 {
 		return
 	}
-	terms, err := nodeaffinity.NewPreferredSchedulingTerms(a.NodeAffinity.PreferredDuringSchedulingIgnoredDuringExecution)
+	terms, err := nodeaffinity.NewPreferredSchedulingTerms(prefers)
 	if err != nil {
 		return // validation has refused it
 	}
@@ -407,10 +422,16 @@ func (c *Cluster) addPodAffinity(cand *candidate, nodes []*node, scores []int64,
 		}
 	}
 	for _, g := range c.likes {
-		if g.term.matches(c, cand.pod) {
+		weight := g.term.weight
+		if g.term.required {
+			weight = cand.profile.hard
+		} else if cand.profile.ownTermsOnly {
+			continue
+		}
+		if weight != 0 && g.term.matches(c, cand.pod) {
 			d := of(g.term.topology)
 			for n, count := range g.nodes {
-				d.change(n, int32(g.term.weight)*int32(count))
+				d.change(n, int32(weight)*int32(count))
 			}
 		}
 	}

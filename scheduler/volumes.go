@@ -325,11 +325,11 @@ func (c *Cluster) addVolumes(cand *candidate, nodes []*node, scores []int64, wei
 	}
 	for i, n := range nodes {
 		p, _ := cand.plan(n)
-		scores[i] += weight * p.score()
+		scores[i] += weight * p.score(cand.profile.volumes)
 	}
 }
 
-func (p *volumePlan) score() int64 {
+func (p *volumePlan) score(line shape) int64 {
 	type share struct{ asked, of int64 }
 	classes := map[string]*share{}
 	class := func(c *corev1.PersistentVolumeClaim) *share {
@@ -358,7 +358,9 @@ func (p *volumePlan) score() int64 {
 	var sum int64
 	for _, s := range classes {
 		if s.of > 0 && s.asked <= s.of {
-			sum += maxScore - s.asked*maxScore/s.of
+			sum += line.at(s.asked * 100 / s.of)
+		} else {
+			sum += line.at(100)
 		}
 	}
 	return (2*sum/int64(len(classes)) + 1) / 2
