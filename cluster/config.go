@@ -45,6 +45,9 @@ type Config struct {
 	// EncryptionConfig is the file that says which resources are encrypted at rest and how
 	// (EncryptionConfiguration of apiserver.config.k8s.io/v1); "" encrypts nothing.
 	EncryptionConfig string
+	// SchedulerConfig is the file that says which profiles and extenders the scheduler has
+	// (KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1); "" is upstream's default profile.
+	SchedulerConfig string
 }
 
 // Defaults of Config.

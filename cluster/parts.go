@@ -430,10 +430,31 @@ func (q quiet) Write(p []byte) (int, error) {
 
 func (c *Cluster) startScheduler(context.Context) (func(context.Context) error, string, error) {
 	user := client.User{Name: "system:kube-scheduler", Groups: []string{client.GroupAuthenticated}}
-	source := corev1.EventSource{Component: scheduler.Name}
-	s := scheduler.New(scheduler.Config{Client: c.client, Log: c.log, Now: c.now,
-		Record: func(ev reconcile.Event) { c.engine.Recorder().Record(user, source, ev) }})
+	profiles, err := c.schedulerConfig()
+	if err != nil {
+		return nil, "", err
+	}
+	s := scheduler.New(scheduler.Config{Client: c.client, Log: c.log, Now: c.now, Configuration: profiles,
+		RecordAs: func(profile string, ev reconcile.Event) {
+			c.engine.Recorder().Record(user, corev1.EventSource{Component: profile}, ev)
+		}})
 	return c.run("scheduler", s.Run), "", nil
+}
+
+// schedulerConfig reads the scheduler's configuration, nil if there is none.
+func (c *Cluster) schedulerConfig() (*scheduler.Configuration, error) {
+	if c.cfg.SchedulerConfig == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(c.cfg.SchedulerConfig)
+	if err != nil {
+		return nil, fmt.Errorf("scheduler-config: %w", err)
+	}
+	profiles, err := scheduler.ParseConfiguration(data)
+	if err != nil {
+		return nil, fmt.Errorf("scheduler-config %s: %w", c.cfg.SchedulerConfig, err)
+	}
+	return profiles, nil
 }
 
 // tokens issues service account tokens to the volumes of pods.

@@ -35,6 +35,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
 	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.StringVar(&cfg.LogLevel, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&cfg.SchedulerConfig, "scheduler-config", "", "file with a KubeSchedulerConfiguration: profiles and extenders")
 	f.StringVar(&cfg.EncryptionConfig, "encryption-provider-config", "", "file that says which resources are encrypted at rest, and with which keys")
 	f.StringVar(&cfg.Access.ConfigFile, "authentication-config", "", "file with an AuthenticationConfiguration: issuers of tokens to trust, and where anonymous requests are let in")
 	f.StringVar(&cfg.Access.OIDC.IssuerURL, "oidc-issuer-url", "", "URL of an OpenID Connect issuer to trust")
