@@ -11,6 +11,7 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/internal/selector"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
 )
@@ -166,8 +167,9 @@ func (l *loop) look(s store.Snapshot, key reconcile.Key, hpa *autoscalingv2.Hori
 	if v.answers == nil {
 		return v // it will be asked first, and looked at again
 	}
+	matches := selector.Matcher(v.target.parsed)
 	for pod := range client.Pods.List(s, hpa.Namespace) {
-		if v.target.parsed.Matches(labels.Set(pod.Labels)) {
+		if matches(pod.Labels) {
 			v.pods = append(v.pods, pod)
 		}
 	}

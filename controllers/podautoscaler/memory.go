@@ -9,8 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/selection"
 
+	"coracle.dev/coracle/internal/selector"
 	"coracle.dev/coracle/reconcile"
 )
 
@@ -122,16 +122,11 @@ type selectors struct {
 
 // file is a pair that every pod has that the selector matches, "" if it names none.
 func file(sel labels.Selector) string {
-	requirements, _ := sel.Requirements()
-	for _, r := range requirements {
-		switch r.Operator() {
-		case selection.Equals, selection.DoubleEquals, selection.In:
-			if values := r.Values(); len(values) == 1 {
-				return r.Key() + "=" + values.UnsortedList()[0]
-			}
-		}
+	key, value, ok := selector.Pair(sel)
+	if !ok {
+		return ""
 	}
-	return ""
+	return key + "=" + value
 }
 
 // selects notes what an autoscaler selects, nothing if sel is nil. The lock is held.

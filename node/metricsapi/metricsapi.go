@@ -26,6 +26,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
+
+	"coracle.dev/coracle/internal/selector"
 )
 
 // Group and Version are those of the API; Path is what all its requests begin with.
@@ -244,7 +246,8 @@ func (s *Server) pods(ctx context.Context, namespace string, want func(namespace
 // Pods lists what the pods of a namespace use that a selector matches, in order of their names, for callers in this process. Pods without
 // a running container are left out. What it measures is at most 5 s old.
 func (s *Server) Pods(ctx context.Context, namespace string, sel labels.Selector) ([]metricsv1beta1.PodMetrics, error) {
-	return s.pods(ctx, namespace, func(_, _ string, l map[string]string) bool { return sel.Matches(labels.Set(l)) })
+	matches := selector.Matcher(sel)
+	return s.pods(ctx, namespace, func(_, _ string, l map[string]string) bool { return matches(l) })
 }
 
 func (s *Server) listNodes(w http.ResponseWriter, r *http.Request) {

@@ -29,12 +29,9 @@ const (
 	LoadMemory  = "simulated.coracle.dev/load-memory"
 )
 
-// runtimePrefix is what the container IDs of simulated pods and the runtime version of simulated nodes begin with.
-const runtimePrefix = "simulated://"
-
 // IsNode tells whether a node is played by this package.
 func IsNode(node *corev1.Node) bool {
-	return strings.HasPrefix(node.Status.NodeInfo.ContainerRuntimeVersion, runtimePrefix)
+	return strings.HasPrefix(node.Status.NodeInfo.ContainerRuntimeVersion, scheme)
 }
 
 // Shares tells whether a pod's use depends on how many pods its controller has.
@@ -45,7 +42,7 @@ func Shares(pod *corev1.Pod) bool {
 // Runs tells whether a pod runs on a simulated node.
 func Runs(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodRunning && len(pod.Status.ContainerStatuses) > 0 &&
-		strings.HasPrefix(pod.Status.ContainerStatuses[0].ContainerID, runtimePrefix)
+		strings.HasPrefix(pod.Status.ContainerStatuses[0].ContainerID, scheme)
 }
 
 // longestWindow is what a rate is said to be the mean of, as with upstream's metrics-server.
