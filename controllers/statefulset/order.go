@@ -90,8 +90,13 @@ func (p *pass) replica(i int) (stop bool, err error) {
 
 // replaceable tells whether a pod that others wait for is broken and has another template to be made from.
 func (p *pass) replaceable(pod *corev1.Pod) bool {
-	return p.rolling() && p.set.Annotations[ReplaceBroken] != "false" && pod.DeletionTimestamp == nil &&
-		revisionOf(pod) != p.update.Name && broken(pod, revisionOf(pod) != p.current.Name)
+	return p.rolling() && pod.DeletionTimestamp == nil && revisionOf(pod) != p.update.Name && p.hopeless(pod)
+}
+
+// hopeless tells whether a pod is broken and not to be waited for.
+func (p *pass) hopeless(pod *corev1.Pod) bool {
+	rev := revisionOf(pod)
+	return p.set.Annotations[ReplaceBroken] != "false" && broken(pod, rev != p.current.Name && rev != p.update.Name)
 }
 
 // broken tells whether a pod is not ready and nothing is lost with it: it never was ready, or it is of a rollout
@@ -146,7 +151,9 @@ func (p *pass) partition() int {
 	return 0
 }
 
-// condemn deletes the pods beyond the range, and tells whether that has to end before anything else goes on.
+// condemn deletes the pods beyond the range, and tells whether that has to end before anything else goes on. With pods in
+// order it waits for one that is not available, unless that is the first of all, it has ended, or nothing is lost with it: upstream
+// waits for the latter two, too, and for ever if there are two.
 func (p *pass) condemn() (stop bool) {
 	first := p.firstUnavailable()
 	for _, pod := range p.condemned {
@@ -156,7 +163,7 @@ func (p *pass) condemn() (stop bool) {
 				return true
 			}
 			continue
-		case p.ordered() && !p.available(pod) && pod != first:
+		case p.ordered() && !p.available(pod) && pod != first && !ended(pod) && !p.hopeless(pod):
 			return true
 		}
 		p.remove(pod)
