@@ -62,10 +62,12 @@ type Cluster struct {
 	now      func() time.Time
 
 	// The parts, in the order in which they are made.
-	state      *state
-	keys       *pki
-	store      store.Store
-	codec      store.Codec             // of a cluster in memory, nil otherwise
+	state *state
+	keys  *pki
+	store store.Store
+	codec store.Codec // of a cluster in memory, nil otherwise
+	// encryption is that of the store; nil for a cluster in memory.
+	encryption *encryption
 	stale      func(*store.Entry) bool // stored in another form than would be written today; nil: none is
 	registry   *api.Registry
 	custom     *custom.Registrar

@@ -48,6 +48,8 @@ type Config struct {
 	// SchedulerConfig is the file that says which profiles and extenders the scheduler has
 	// (KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1); "" is upstream's default profile.
 	SchedulerConfig string
+	// EncryptionReload has that file taken over whenever it changes.
+	EncryptionReload bool
 }
 
 // Defaults of Config.

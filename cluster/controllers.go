@@ -102,6 +102,7 @@ func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
 		eventttl.Loop(eventLife),
 		admissionpolicy.Loop(admissionpolicy.Config{Registry: c.registry, Document: c.document}),
 		ipaddress.Loop(),
+		ipaddress.RangeLoop(),
 		flowcontrol.Loop(c.server.Fairness().Update),
 	}
 	if c.memory == nil { // nobody else asks whether one in memory is alive, and every test that lets days pass would pay for it

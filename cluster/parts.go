@@ -144,27 +144,31 @@ func nth(r netip.Prefix, n int) netip.Addr {
 
 func (c *Cluster) startStore(context.Context) (func(context.Context) error, string, error) {
 	c.registry = api.NewRegistry(builtin.Kinds()...)
-	var keys *encrypt.Config
-	if c.cfg.EncryptionConfig != "" {
-		var err error
-		if keys, err = encrypt.Load(c.cfg.EncryptionConfig); err != nil {
-			return nil, "", err
-		}
-	}
 	opts := client.StoreOptions(c.registry, 0)
-	codec := encrypt.Wrap(opts.Codec, keys)
-	opts.Codec = codec
+	var err error
+	if c.encryption, err = c.loadEncryption(opts.Codec); err != nil {
+		return nil, "", err
+	}
+	opts.Codec = c.encryption.codec
 	s, err := pebble.Open(c.state.path("store"), opts, c.log)
 	if err != nil {
+		c.encryption.close()
 		return nil, "", c.explainStore(err)
 	}
 	c.store = s
-	if keys != nil {
-		opened := s.Snapshot().Revision()
-		c.stale = func(e *store.Entry) bool { return e.Revision <= opened && codec.Stale(e.Key) }
+	stopReloading := func(context.Context) error { return nil }
+	if c.cfg.EncryptionConfig != "" {
+		c.encryption.opened(func() store.Revision { return s.Snapshot().Revision() })
+		c.stale = c.encryption.stale
+	}
+	if c.encryption.sub != nil {
+		stopReloading = c.run("encryption", c.reloadEncryption)
 	}
 	stopForgetting := c.run("compaction", c.forgetHistory)
-	stop := func(ctx context.Context) error { return errors.Join(stopForgetting(ctx), s.Close()) }
+	stop := func(ctx context.Context) error {
+		defer c.encryption.close()
+		return errors.Join(stopForgetting(ctx), stopReloading(ctx), s.Close())
+	}
 	return stop, fmt.Sprintf("revision %d", s.Snapshot().Revision()), nil
 }
 
@@ -280,7 +284,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 		Admission:     []admission.Plugin{custom.Plugin()},
 		OpenAPIV2:     documents.V2(),
 		OpenAPIV3:     documents.V3(),
-		Checks:        []apiserver.Check{{Name: "controllers", Err: func() error { return c.engine.Healthy() }}},
+		Checks:        append(c.encryptionChecks(), apiserver.Check{Name: "controllers", Err: func() error { return c.engine.Healthy() }}),
 		Foreign:       []apiserver.Foreign{c.foreignMetrics()},
 		GroupPriority: groupPriority, VersionPriority: versionPriority, StorageVersion: c.storageVersion,
 		Delegate: c.aggregator.Delegate, Aggregated: c.aggregator.Discovery,

@@ -11,10 +11,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/store"
@@ -46,6 +48,7 @@ type ipRange struct {
 
 var (
 	errIPTaken   = errors.New("provided IP is already allocated")
+	errNoRange   = errors.New("the provided network does not match the current range")
 	errFull      = errors.New("range is full")
 	errPortTaken = errors.New("provided port is already allocated")
 )
@@ -234,11 +237,45 @@ func (h *hold) reserved(ip netip.Addr) bool {
 	return ok && o.Labels[networkingv1.LabelManagedBy] != manager
 }
 
+// rangesOf gives the ranges of a family: that of the cluster, and behind it those of ServiceCIDRs which are ready
+// (https://kubernetes.io/docs/reference/networking/virtual-ips/#ip-address-objects).
+func (h *hold) rangesOf(f corev1.IPFamily) []*ipRange {
+	var out []*ipRange
+	if r := h.a.rangeOf(f); r != nil {
+		out = append(out, r)
+	}
+	for cidr := range serviceCIDRs.List(h.snap, "") {
+		if cidr.Name == defaultCIDR || cidr.DeletionTimestamp != nil || !meta.IsStatusConditionTrue(cidr.Status.Conditions, networkingv1.ServiceCIDRConditionReady) {
+			continue
+		}
+		for _, text := range cidr.Spec.CIDRs {
+			p, err := netip.ParsePrefix(text)
+			if err != nil {
+				continue
+			}
+			if r := newRange(p.Masked()); r.family == f {
+				out = append(out, &r)
+			}
+		}
+	}
+	return out
+}
+
+// defaultCIDR is the ServiceCIDR that shows the cluster's own ranges.
+const defaultCIDR = "kubernetes"
+
+var serviceCIDRs = client.Resource[*networkingv1.ServiceCIDR]{Name: "servicecidrs.networking.k8s.io"}
+
+// contains tells whether an address can be given out.
+func (r *ipRange) contains(ip netip.Addr) bool {
+	return r.prefix.Contains(ip) && ip != r.prefix.Addr() && (r.family == corev1.IPv6Protocol || r.prefix.Bits() > 30 || ip != r.at(r.size))
+}
+
 // takeIP reserves an address that was asked for.
-func (h *hold) takeIP(r *ipRange, s string) error {
+func (h *hold) takeIP(f corev1.IPFamily, s string) error {
 	ip, err := netip.ParseAddr(s)
-	if err != nil || !r.prefix.Contains(ip) {
-		return fmt.Errorf("the provided IP (%v) is not in the valid range. The range of valid IPs is %v", s, r.prefix)
+	if err != nil || !slices.ContainsFunc(h.rangesOf(f), func(r *ipRange) bool { return r.contains(ip) }) {
+		return errNoRange
 	}
 	if !h.ipFree(ip) {
 		return errIPTaken
@@ -248,13 +285,15 @@ func (h *hold) takeIP(r *ipRange, s string) error {
 	return nil
 }
 
-// nextIP reserves any address, from the upper part of the range while there is one.
-func (h *hold) nextIP(r *ipRange) (netip.Addr, error) {
-	for _, part := range [][2]uint64{{r.band, r.size}, {0, r.band}} {
-		if ip, ok := h.scanIPs(r, part[0], part[1]); ok {
-			h.a.heldIPs[ip] = true
-			h.ips = append(h.ips, ip)
-			return ip, nil
+// nextIP reserves any address of the first range that has one, from its upper part while there is one.
+func (h *hold) nextIP(f corev1.IPFamily) (netip.Addr, error) {
+	for _, r := range h.rangesOf(f) {
+		for _, part := range [][2]uint64{{r.band, r.size}, {0, r.band}} {
+			if ip, ok := h.scanIPs(r, part[0], part[1]); ok {
+				h.a.heldIPs[ip] = true
+				h.ips = append(h.ips, ip)
+				return ip, nil
+			}
 		}
 	}
 	return netip.Addr{}, errFull

@@ -186,6 +186,52 @@ func TestReservedAddresses(t *testing.T) {
 	}
 }
 
+// TestServiceCIDRs: ranges beside the cluster's own are used while they are ready, for addresses that are asked for, and for others once
+// the first is full.
+func TestServiceCIDRs(t *testing.T) {
+	b := newBed(t, "10.0.0.0/30")
+	put := func(name string, status metav1.ConditionStatus, ranges ...string) {
+		_, _, err := b.store.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: store.Key{Resource: "servicecidrs.networking.k8s.io", Name: name}, Expect: store.ExpectAny,
+			Object: &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: ranges},
+				Status: networkingv1.ServiceCIDRStatus{Conditions: []metav1.Condition{{Type: "Ready", Status: status}}}}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(name, ip string) (string, error) {
+		svc := service(name, corev1.ServiceTypeClusterIP, 80)
+		svc.Spec.ClusterIP = ip
+		err := b.try(svc, nil)
+		return svc.Spec.ClusterIP, err
+	}
+	const none = "the provided network does not match the current range"
+	if _, err := ask("early", "203.0.113.2"); err == nil || !strings.Contains(err.Error(), none) {
+		t.Error(err)
+	}
+	put("kubernetes", "True", "192.0.2.0/24") // tells what there is, and makes nothing
+	put("more", "False", "203.0.113.0/29", "2001:db8::/64")
+	if _, err := ask("early", "203.0.113.2"); err == nil || !strings.Contains(err.Error(), none) {
+		t.Error(err)
+	}
+	put("more", "True", "203.0.113.0/29", "2001:db8::/64")
+	for ip, want := range map[string]string{"203.0.113.2": "", "203.0.113.7": none, "203.0.113.0": none, "192.0.2.2": none} {
+		if got, err := ask("asked"+ip, ip); want == "" && (err != nil || got != ip) || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %s %v", ip, got, err)
+		}
+	}
+	seen := map[string]bool{"203.0.113.2": true}
+	for i := range 7 { // two of the cluster's, five more
+		got, err := ask(fmt.Sprint("any", i), "")
+		if err != nil || seen[got] || i < 2 != strings.HasPrefix(got, "10.0.0.") {
+			t.Errorf("%d: %s %v", i, got, err)
+		}
+		seen[got] = true
+	}
+	if got, err := ask("full", ""); err == nil || !strings.Contains(err.Error(), "range is full") {
+		t.Errorf("%s %v", got, err)
+	}
+}
+
 func TestNodePorts(t *testing.T) {
 	b := newBed(t, "10.0.0.0/24")
 	s := service("a", corev1.ServiceTypeNodePort, 80, 443)

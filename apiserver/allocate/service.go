@@ -252,21 +252,20 @@ func (a *Allocator) clusterIPs(h *hold, svc, old *corev1.Service) error {
 		mine = addresses(old)
 	}
 	for i, f := range s.IPFamilies {
-		r := a.rangeOf(f)
-		if r == nil {
+		if a.rangeOf(f) == nil {
 			continue
 		}
 		if i >= len(s.ClusterIPs) {
 			s.ClusterIPs = append(s.ClusterIPs, "")
 		}
 		if s.ClusterIPs[i] == "" {
-			ip, err := h.nextIP(r)
+			ip, err := h.nextIP(f)
 			if err != nil {
 				return apierrors.NewInternalError(fmt.Errorf("failed to allocate a serviceIP: %v", err))
 			}
 			s.ClusterIPs[i] = ip.String()
 		} else if ip, err := netip.ParseAddr(s.ClusterIPs[i]); err != nil || !slices.Contains(mine, ip) {
-			if err := h.takeIP(r, s.ClusterIPs[i]); err != nil {
+			if err := h.takeIP(f, s.ClusterIPs[i]); err != nil {
 				return invalid(svc, field.Invalid(spec.Child("clusterIPs"), s.ClusterIPs, fmt.Sprintf("failed to allocate IP %v: %v", s.ClusterIPs[i], err)))
 			}
 		}

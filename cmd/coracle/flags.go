@@ -37,6 +37,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.LogLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&cfg.SchedulerConfig, "scheduler-config", "", "file with a KubeSchedulerConfiguration: profiles and extenders")
 	f.StringVar(&cfg.EncryptionConfig, "encryption-provider-config", "", "file that says which resources are encrypted at rest, and with which keys")
+	f.BoolVar(&cfg.EncryptionReload, "encryption-provider-config-automatic-reload", false, "take that file over whenever it changes, without a restart")
 	f.StringVar(&cfg.Access.ConfigFile, "authentication-config", "", "file with an AuthenticationConfiguration: issuers of tokens to trust, and where anonymous requests are let in")
 	f.StringVar(&cfg.Access.OIDC.IssuerURL, "oidc-issuer-url", "", "URL of an OpenID Connect issuer to trust")
 	f.StringVar(&cfg.Access.OIDC.ClientID, "oidc-client-id", "", "audience that the issuer's tokens must have")

@@ -2,7 +2,8 @@
 // (https://kubernetes.io/docs/concepts/services-networking/cluster-ip-allocation/).
 //
 // It owns the IPAddresses that carry the allocator's label. It gives out no address: the API server's allocator does, from
-// what the Services themselves say; the objects show it.
+// what the Services themselves say; the objects show it. It also owns the readiness of ServiceCIDRs, the ranges that addresses come from,
+// and the finalizer that keeps one while its addresses are in use (KEP-1880).
 package ipaddress
 
 import (

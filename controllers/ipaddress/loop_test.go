@@ -3,9 +3,11 @@ package ipaddress
 import (
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coracle.dev/coracle/client"
@@ -54,4 +56,60 @@ func TestAddressesFollowServices(t *testing.T) {
 			t.Errorf("the address is still of %s", ip.Spec.ParentRef.Name)
 		}
 	}, Loop())
+}
+
+func TestServiceCIDRs(t *testing.T) {
+	reconciletest.Run(t, func(h *reconciletest.Harness) {
+		cidr := func(name string, ranges ...string) {
+			h.Create(cidrs.Name, &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: ranges}})
+			h.Settle()
+		}
+		state := func(name string) string {
+			c, ok := cidrs.Get(h.Snapshot(), "", name)
+			if !ok {
+				return "gone"
+			}
+			cond := meta.FindStatusCondition(c.Status.Conditions, "Ready")
+			if cond == nil || !slices.Contains(c.Finalizers, "networking.k8s.io/service-cidr-finalizer") {
+				return "bare"
+			}
+			return string(cond.Status) + " " + cond.Reason + " " + cond.Message
+		}
+		expect := func(when, name, want string) {
+			t.Helper()
+			h.Settle()
+			if got := state(name); got != want {
+				t.Errorf("%s: %s: %q, want %q", when, name, got, want)
+			}
+		}
+		const ready = "True  Kubernetes Service CIDR is ready"
+		const blocked = "False Terminating There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR"
+		cidr("empty", "192.0.2.0/24")
+		cidr("a", "203.0.113.0/24")
+		expect("created", "a", ready)
+		h.Create(client.Services.Name, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web"}, Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: "203.0.113.10", ClusterIPs: []string{"203.0.113.10"}, Ports: []corev1.ServicePort{{Port: 80, Protocol: "TCP"}}}})
+		h.Settle()
+		h.Delete(cidrs.Name, "", "a", "")
+		h.Delete(cidrs.Name, "", "empty", "")
+		expect("in use", "a", blocked)
+		h.Advance(time.Minute)
+		expect("in use still", "a", blocked)
+		expect("unused", "empty", "gone")
+		// Another range that has the address lets it go, and one that has all of it too.
+		cidr("part", "203.0.113.8/29")
+		h.Advance(time.Minute)
+		expect("its address is in another", "a", "gone")
+		cidr("all", "203.0.0.0/16")
+		h.Delete(cidrs.Name, "", "part", "")
+		h.Advance(5 * time.Second)
+		expect("just deleted", "part", ready)
+		h.Advance(10 * time.Second)
+		expect("contained", "part", "gone")
+		h.Delete(cidrs.Name, "", "all", "")
+		expect("the last", "all", blocked)
+		h.Delete(client.Services.Name, "default", "web", "")
+		h.Advance(time.Minute)
+		expect("no service", "all", "gone")
+	}, Loop(), RangeLoop())
 }
