@@ -163,6 +163,12 @@ func logOf(pod *corev1.Pod, container string, previous bool) (lines []line, runn
 		if state.Waiting != nil {
 			reason = state.Waiting.Reason
 		}
+		switch reason {
+		case "ErrImagePull":
+			reason = "image can't be pulled"
+		case "ImagePullBackOff":
+			reason = "trying and failing to pull image"
+		}
 		return nil, false, fmt.Sprintf("container %q in pod %q is waiting to start: %s", container, pod.Name, reason)
 	}
 	started := metav1.Time{}
@@ -181,9 +187,13 @@ func logOf(pod *corev1.Pod, container string, previous bool) (lines []line, runn
 		}
 		return lines, state.Running != nil, ""
 	}
+	times := c.RestartCount
+	if previous && c.State.Waiting == nil {
+		times--
+	}
 	lines = []line{
 		{started.Time, fmt.Sprintf("simulated container %s of pod %s/%s starts with image %s", container, pod.Namespace, pod.Name, c.Image)},
-		{started.Time, fmt.Sprintf("on node %s with address %s, restart %d", pod.Spec.NodeName, pod.Status.PodIP, c.RestartCount)},
+		{started.Time, fmt.Sprintf("on node %s with address %s, restart %d", pod.Spec.NodeName, pod.Status.PodIP, times)},
 	}
 	if ready := condition(pod, corev1.ContainersReady); state.Running != nil && c.Ready && ready != nil {
 		lines = append(lines, line{ready.LastTransitionTime.Time, "ready"})
