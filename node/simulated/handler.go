@@ -195,9 +195,6 @@ func logOf(pod *corev1.Pod, container string, previous bool) (lines []line, runn
 		{started.Time, fmt.Sprintf("simulated container %s of pod %s/%s starts with image %s", container, pod.Namespace, pod.Name, c.Image)},
 		{started.Time, fmt.Sprintf("on node %s with address %s, restart %d", pod.Spec.NodeName, pod.Status.PodIP, times)},
 	}
-	if ready := condition(pod, corev1.ContainersReady); state.Running != nil && c.Ready && ready != nil {
-		lines = append(lines, line{ready.LastTransitionTime.Time, "ready"})
-	}
 	if t := state.Terminated; t != nil {
 		lines = append(lines, line{t.FinishedAt.Time, fmt.Sprintf("ends with exit code %d (%s)", t.ExitCode, t.Reason)})
 	}

@@ -32,6 +32,8 @@ type status struct {
 	Resident   int64         `json:"residentBytes"`
 	Shim       int64         `json:"shimResidentBytes"`
 	CPU        time.Duration `json:"cpu"`
+	Pods       int           `json:"pods"`
+	Running    int           `json:"podsRunning"`
 }
 
 // start makes a cluster in a new directory.

@@ -31,7 +31,7 @@ type bench struct {
 func main() {
 	bin := flag.String("bin", "bin", "directory with coracle and busybox-image")
 	out := flag.String("out", "docs/results/bench.md", "file to write the table to, empty for none")
-	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule (default all)")
+	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule,scale,rollout (default all but the last two)")
 	idle := flag.Duration("idle", time.Minute, "how long to watch the idle cluster")
 	flag.Parse()
 	dir, err := filepath.Abs(*bin)
@@ -39,10 +39,7 @@ func main() {
 		fatal(err)
 	}
 	b := &bench{ctx: context.Background(), bin: dir}
-	sections := []struct {
-		name string
-		run  func() error
-	}{
+	sections := []section{
 		{"boot", b.boot},
 		{"idle", func() error { return b.idle(*idle) }},
 		{"api", b.api},
@@ -52,6 +49,12 @@ func main() {
 		{"definitions", b.definitions},
 		{"pods", b.pods},
 		{"schedule", b.schedule},
+	}
+	if *only != "" { // these take minutes: docs/results/scale.md has their results
+		sections = append(sections, []section{
+			{"scale", func() error { return b.scale(*idle) }},
+			{"rollout", b.rollout},
+		}...)
 	}
 	for _, s := range sections {
 		if *only != "" && !strings.Contains(","+*only+",", ","+s.name+",") {
@@ -66,6 +69,12 @@ func main() {
 			fatal(err)
 		}
 	}
+}
+
+// section is a part of the bench that can be run alone.
+type section struct {
+	name string
+	run  func() error
 }
 
 func fatal(err error) {
