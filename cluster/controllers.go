@@ -142,6 +142,6 @@ func (c *Cluster) managerLoops() []reconcile.Loop {
 		protection.Loops(),
 		job.Loops(),
 		certificates.Loops(c.certificateLoops()),
-		disruption.Loops(),
+		disruption.Loops(c.registry),
 		nodelifecycle.Loops(nodelifecycle.Config{Started: c.began}))
 }

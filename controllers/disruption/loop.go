@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/reconcile/podstate"
@@ -21,8 +22,8 @@ import (
 )
 
 // Loops are the disruption controller, whose keys are budgets, and the one that looks after
-// pods whose disruption came to nothing.
-func Loops() []reconcile.Loop {
+// pods whose disruption came to nothing. reg knows what has a scale.
+func Loops(reg *api.Registry) []reconcile.Loop {
 	return []reconcile.Loop{{
 		Name:           "disruption-controller",
 		ServiceAccount: "disruption-controller",
@@ -38,7 +39,7 @@ func Loops() []reconcile.Loop {
 			if !ok || pdb.DeletionTimestamp != nil {
 				return reconcile.Plan{}, nil
 			}
-			return plan(s, pdb, now), nil
+			return plan(s, reg, pdb, now), nil
 		},
 	}, {
 		Name:           "stale-disruption-controller",
@@ -93,9 +94,10 @@ func marked(s store.Snapshot, ev store.Event) []reconcile.Key {
 	return reconcile.Self(s, ev)
 }
 
+// disrupted tells such a pod. What a node's agent said about its own end takes as long as it takes.
 func disrupted(pod *corev1.Pod) bool {
 	c := podstate.Condition(pod, corev1.DisruptionTarget)
-	return pod.DeletionTimestamp == nil && !podstate.Terminal(pod) && c != nil && c.Status == corev1.ConditionTrue
+	return pod.DeletionTimestamp == nil && !podstate.Terminal(pod) && c != nil && c.Status == corev1.ConditionTrue && c.Reason != corev1.PodReasonTerminationByKubelet
 }
 
 // planStale takes the condition DisruptionTarget back when nothing came of it.
@@ -110,6 +112,6 @@ func planStale(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Pl
 	}
 	pod = pod.DeepCopy()
 	c := podstate.Condition(pod, corev1.DisruptionTarget)
-	c.Status, c.LastTransitionTime = corev1.ConditionFalse, metav1.NewTime(now).Rfc3339Copy()
+	*c = corev1.PodCondition{Type: corev1.DisruptionTarget, ObservedGeneration: c.ObservedGeneration, Status: corev1.ConditionFalse, LastTransitionTime: metav1.NewTime(now).Rfc3339Copy()}
 	return reconcile.Plan{Writes: []reconcile.Write{{Verb: reconcile.Update, Resource: client.Pods.Name, Subresource: "status", Object: pod}}}, nil
 }

@@ -11,6 +11,6 @@ import (
 
 func TestScenarios(t *testing.T) {
 	reconciletest.Scenarios(t, "testdata/*.txtar", func(c *reconciletest.Cluster) []reconcile.Loop {
-		return append(disruption.Loops(), replicaset.Loop(), reconciletest.Kubelet(c))
+		return append(disruption.Loops(c.Registry), replicaset.Loop(), reconciletest.Kubelet(c))
 	})
 }

@@ -9,9 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/reconcile/podstate"
@@ -22,7 +22,7 @@ import (
 const evictionTimeout = 2 * time.Minute
 
 // plan is one pass over a budget.
-func plan(s store.Snapshot, pdb *policyv1.PodDisruptionBudget, now time.Time) reconcile.Plan {
+func plan(s store.Snapshot, reg *api.Registry, pdb *policyv1.PodDisruptionBudget, now time.Time) reconcile.Plan {
 	var pods []*corev1.Pod
 	sel := selector(pdb)
 	for pod := range client.Pods.List(s, pdb.Namespace) {
@@ -38,15 +38,23 @@ func plan(s store.Snapshot, pdb *policyv1.PodDisruptionBudget, now time.Time) re
 		event("Normal", "NoPods", "No matching pods found")
 	}
 	next := pdb.DeepCopy()
-	expected, desired, err := expect(s, pdb, pods)
+	expected, desired, unmanaged, err := expect(s, reg, pdb, pods)
 	if err != nil {
 		event("Warning", "CalculateExpectedPodCountFailed", fmt.Sprintf("Failed to calculate the number of expected pods: %v", err))
-		next.Status.DisruptionsAllowed = 0
-		next.Status.ObservedGeneration = pdb.Generation
+		next.Status.DisruptionsAllowed = 0 // and nothing else: what else is known stays
 		allowed(next, policyv1.SyncFailedReason, err.Error(), now)
 	} else {
-		pending, wait := evicting(pdb, pods, now)
+		if unmanaged {
+			event("Warning", "UnmanagedPods", fmt.Sprintf("Pods selected by this PodDisruptionBudget (selector: %v) were found "+
+				"to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. "+
+				"To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.", pdb.Spec.Selector))
+		}
+		pending, stayed, wait := evicting(pdb, pods, now)
 		out.After = wait
+		for _, pod := range stayed {
+			out.Events = append(out.Events, reconcile.Event{Regarding: reconcile.Regarding("v1", "Pod", pod), Type: "Warning", Reason: "NotDeleted",
+				Message: fmt.Sprintf("Pod was expected by PDB %s/%s to be deleted but it wasn't", pdb.Namespace, pdb.Name)})
+		}
 		healthy := int32(0)
 		for _, pod := range pods {
 			if _, going := pending[pod.Name]; !going && pod.DeletionTimestamp == nil && podstate.Ready(pod) {
@@ -79,7 +87,7 @@ func allowed(pdb *policyv1.PodDisruptionBudget, reason, message string, now time
 		status = metav1.ConditionTrue
 	}
 	cond := metav1.Condition{Type: policyv1.DisruptionAllowedCondition, Status: status, Reason: reason, Message: message,
-		ObservedGeneration: pdb.Generation, LastTransitionTime: metav1.NewTime(now).Rfc3339Copy()}
+		ObservedGeneration: pdb.Status.ObservedGeneration, LastTransitionTime: metav1.NewTime(now).Rfc3339Copy()}
 	for i := range pdb.Status.Conditions {
 		if had := &pdb.Status.Conditions[i]; had.Type == cond.Type {
 			if had.Status == status {
@@ -92,11 +100,9 @@ func allowed(pdb *policyv1.PodDisruptionBudget, reason, message string, now time
 	pdb.Status.Conditions = append(pdb.Status.Conditions, cond)
 }
 
-// evicting are the pods whose eviction was allowed and does not show yet, and how long the first of them is
-// still to be waited for.
-func evicting(pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod, now time.Time) (map[string]metav1.Time, time.Duration) {
-	var pending map[string]metav1.Time
-	var wait time.Duration
+// evicting are the pods whose eviction was allowed and does not show yet, how long the first of them is
+// still to be waited for, and those that were waited for in vain.
+func evicting(pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod, now time.Time) (pending map[string]metav1.Time, stayed []*corev1.Pod, wait time.Duration) {
 	for _, pod := range pods {
 		at, ok := pdb.Status.DisruptedPods[pod.Name]
 		if !ok || pod.DeletionTimestamp != nil {
@@ -104,6 +110,7 @@ func evicting(pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod, now time.Ti
 		}
 		left := at.Add(evictionTimeout).Sub(now)
 		if left <= 0 {
+			stayed = append(stayed, pod)
 			continue
 		}
 		if pending == nil {
@@ -114,84 +121,30 @@ func evicting(pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod, now time.Ti
 			wait = left
 		}
 	}
-	return pending, wait
+	return pending, stayed, wait
 }
 
-// expect is how many pods there should be, and how many of them have to be healthy.
-func expect(s store.Snapshot, pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod) (expected, desired int32, err error) {
-	switch min, most := pdb.Spec.MinAvailable, pdb.Spec.MaxUnavailable; {
+// expect is how many pods there should be, and how many of them have to be healthy. unmanaged tells that there are pods
+// whose number nobody knows, where that matters.
+func expect(s store.Snapshot, reg *api.Registry, pdb *policyv1.PodDisruptionBudget, pods []*corev1.Pod) (expected, desired int32, unmanaged bool, err error) {
+	share, most := pdb.Spec.MinAvailable, pdb.Spec.MaxUnavailable
+	switch {
 	case most != nil:
-		if expected, err = scale(s, pods); err != nil {
-			return 0, 0, err
-		}
-		n, err := intstr.GetScaledValueFromIntOrPercent(most, int(expected), true)
-		if err != nil {
-			return 0, 0, err
-		}
-		return expected, max(expected-int32(n), 0), nil
-	case min == nil:
-		return int32(len(pods)), 0, nil
-	case min.Type == intstr.Int:
-		return int32(len(pods)), min.IntVal, nil
-	default:
-		if expected, err = scale(s, pods); err != nil {
-			return 0, 0, err
-		}
-		n, err := intstr.GetScaledValueFromIntOrPercent(min, int(expected), true)
-		return expected, int32(n), err
+		share = most
+	case share == nil:
+		return 0, 0, false, nil
+	case share.Type == intstr.Int:
+		return int32(len(pods)), share.IntVal, false, nil
 	}
-}
-
-// scale is the sum of what the controllers of the pods ask for.
-func scale(s store.Snapshot, pods []*corev1.Pod) (total int32, err error) {
-	seen := map[types.UID]bool{}
-	for _, pod := range pods {
-		ref := metav1.GetControllerOfNoCopy(pod)
-		if ref == nil {
-			continue // nobody asks for it
-		}
-		uid, n, ok := replicas(s, pod.Namespace, ref)
-		if !ok {
-			return 0, fmt.Errorf("found no controllers for pod %q", pod.Name)
-		}
-		if !seen[uid] {
-			seen[uid] = true
-			total += n
-		}
+	if expected, unmanaged, err = scale(s, reg, pods); err != nil {
+		return 0, 0, unmanaged, err
 	}
-	return total, nil
-}
-
-// replicas is what the controller of a pod, or that controller's own, asks for.
-func replicas(s store.Snapshot, namespace string, ref *metav1.OwnerReference) (types.UID, int32, bool) {
-	count := func(n *int32) int32 {
-		if n == nil {
-			return 1
-		}
-		return *n
+	n, err := intstr.GetScaledValueFromIntOrPercent(share, int(expected), true)
+	switch {
+	case err != nil:
+		return 0, 0, unmanaged, err
+	case most != nil:
+		return expected, max(expected-int32(n), 0), unmanaged, nil
 	}
-	switch ref.Kind {
-	case "ReplicaSet":
-		rs, ok := client.ReplicaSets.Get(s, namespace, ref.Name)
-		if !ok || rs.UID != ref.UID {
-			return "", 0, false
-		}
-		if up := metav1.GetControllerOfNoCopy(rs); up != nil && up.Kind == "Deployment" {
-			if d, ok := client.Deployments.Get(s, namespace, up.Name); ok && d.UID == up.UID {
-				return d.UID, count(d.Spec.Replicas), true
-			}
-		}
-		return rs.UID, count(rs.Spec.Replicas), true
-	case "StatefulSet":
-		set, ok := client.StatefulSets.Get(s, namespace, ref.Name)
-		if ok && set.UID == ref.UID {
-			return set.UID, count(set.Spec.Replicas), true
-		}
-	case "ReplicationController":
-		rc, ok := client.ReplicationControllers.Get(s, namespace, ref.Name)
-		if ok && rc.UID == ref.UID {
-			return rc.UID, count(rc.Spec.Replicas), true
-		}
-	}
-	return "", 0, false
+	return expected, int32(n), unmanaged, nil
 }
