@@ -227,10 +227,10 @@ func settledController(s store.Snapshot) error {
 	return nil
 }
 
-// nothingLeft holds that everybody has the controller that is there.
+// nothingLeft holds that everybody has the controller that is there, but for pods that failed: nobody adopts those.
 func nothingLeft(s store.Snapshot) error {
 	for pod := range client.Pods.List(s, namespace) {
-		if metav1.GetControllerOfNoCopy(pod) == nil {
+		if metav1.GetControllerOfNoCopy(pod) == nil && !podstate.Terminal(pod) {
 			return fmt.Errorf("pod %s is nobody's", pod.Name)
 		}
 	}
