@@ -49,7 +49,7 @@ func (m *model) fits(p *corev1.Pod, node string) bool {
 
 func (m *model) fitsAmong(p *corev1.Pod, name string, pods []*corev1.Pod) bool {
 	n := m.nodes[name]
-	return m.tolerated(p, n) && selected(p, n) && roomOn(p, n, pods) && portsFree(p, n, pods) &&
+	return m.tolerated(p, n) && selected(p, n) && roomOn(p, n, pods) && portsFree(p, n, pods) && diskFree(p, n, pods) && declared(p, n) &&
 		m.spreadHolds(p, n, pods) && m.affinityHolds(p, n, pods)
 }
 
@@ -123,6 +123,24 @@ func portsFree(p *corev1.Pod, n *corev1.Node, pods []*corev1.Pod) bool {
 		}
 	}
 	return true
+}
+
+func diskFree(p *corev1.Pod, n *corev1.Node, pods []*corev1.Pod) bool {
+	for _, other := range pods {
+		for _, v := range p.Spec.Volumes {
+			for _, w := range other.Spec.Volumes {
+				a, b := v.GCEPersistentDisk, w.GCEPersistentDisk
+				if other.Spec.NodeName == n.Name && a.PDName == b.PDName && (!a.ReadOnly || !b.ReadOnly) {
+					return false
+				}
+			}
+		}
+	}
+	return true
+}
+
+func declared(p *corev1.Pod, n *corev1.Node) bool {
+	return !p.Spec.HostNetwork || slices.Contains(n.Status.DeclaredFeatures, "UserNamespacesHostNetworkSupport")
 }
 
 func matching(s *metav1.LabelSelector, p *corev1.Pod) bool {
@@ -281,6 +299,9 @@ func (r *maker) node(name string) *corev1.Node {
 		n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: r.one("k", "l"), Effect: corev1.TaintEffect(r.one("NoSchedule", "NoExecute", "PreferNoSchedule"))})
 	}
 	n.Spec.Unschedulable = r.IntN(10) == 0
+	if !r.rarely() {
+		n.Status.DeclaredFeatures = []string{"UserNamespacesHostNetworkSupport"}
+	}
 	n.Status.Allocatable = quantities(map[corev1.ResourceName]string{"cpu": r.one("2", "4", "8"), "memory": "8Gi", "pods": r.one("4", "110"),
 		"example.com/gpu": r.one("0", "2")})
 	return n
@@ -326,6 +347,14 @@ func (r *maker) pod() *corev1.Pod {
 		c.Ports = []corev1.ContainerPort{{HostPort: int32(80 + r.IntN(2)), Protocol: corev1.Protocol(r.one("TCP", "UDP")), HostIP: r.one("", "10.0.0.1", "10.0.0.2")}}
 	}
 	p.Spec.Containers = []corev1.Container{c}
+	if r.rarely() {
+		p.Spec.Volumes = []corev1.Volume{{Name: "d", VolumeSource: corev1.VolumeSource{GCEPersistentDisk: &corev1.GCEPersistentDiskVolumeSource{
+			PDName: r.one("one", "two"), ReadOnly: r.IntN(2) == 0}}}}
+	}
+	if r.rarely() {
+		none := false
+		p.Spec.HostNetwork, p.Spec.HostUsers = true, &none
+	}
 	if r.rarely() {
 		p.Spec.NodeSelector = map[string]string{"disk": "ssd"}
 	}
@@ -459,6 +488,13 @@ func (r *maker) schedule(t *testing.T, c *Cluster, m *model) string {
 		if fits != (e.Refused == "") {
 			text, _ := json.Marshal(p)
 			t.Errorf("%s on %s: %q, by the rules fits is %v:\n%s", p.Name, e.Node, e.Refused, fits, text)
+		}
+	}
+	explained := &explainer{cluster: c, cand: c.candidate(newPod(p), &Circumstances{}), about: &Circumstances{}}
+	for _, n := range c.order {
+		if found := explained.findings(n); (len(found) == 0) != m.fits(p, n.name) {
+			text, _ := json.Marshal(p)
+			t.Errorf("%s on %s: the explanation is %v:\n%s", p.Name, n.name, found, text)
 		}
 	}
 	before := fingerprint(c)

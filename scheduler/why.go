@@ -180,8 +180,12 @@ func ofPod(snap store.Snapshot, p *pod, about *Circumstances) []Finding {
 			fmt.Sprintf("scheduling gate %q holds the pod back", gate.Name), "whoever set the gate has to take it out of spec.schedulingGates"})
 	}
 	if spec.SchedulerName != Name && spec.SchedulerName != "" {
-		all = append(all, Finding{"SchedulerName", "", fmt.Sprintf("the pod asks for the scheduler %q; what follows is what %q would say", spec.SchedulerName, Name),
-			fmt.Sprintf("run a scheduler of that name, or create the pod with schedulerName %q", Name)})
+		f := Finding{Rule: "SchedulerName", Why: fmt.Sprintf("the pod asks for the scheduler %q, whose rules may differ; what follows is what %q would say", spec.SchedulerName, Name)}
+		if condition(p.object, corev1.PodScheduled) == nil && p.object.Spec.NodeName == "" {
+			f.Why += "; nobody of that name has looked at the pod yet"
+			f.Change = fmt.Sprintf("run such a scheduler or give this one a profile of that name (--scheduler-config), or create the pod with schedulerName %q", Name)
+		}
+		all = append(all, f)
 	}
 	if p.pinned && len(p.names) == 0 {
 		all = append(all, Finding{"NodeAffinity", "pod affinity terms conflict", "the terms of its node affinity ask for different nodes by name", "make them agree"})
