@@ -113,8 +113,9 @@ func (s *Scheduler) bind(ctx context.Context, it *item, node string, plan volume
 				s.unbound(it, pod, node, "PreBind", "VolumeBinding", err)
 				return
 			}
-			s.awaiting[pod.UID] = &awaited{it, pod, node, plan, s.Now().Add(it.pod.profile.bindTimeout)}
-			s.checkAwaited(ctx)
+			w := &awaited{it, pod, node, plan, s.Now().Add(it.pod.profile.bindTimeout)}
+			s.awaiting[pod.UID] = w
+			s.check(ctx, w, s.Client.Snapshot(), s.Now())
 		})
 	})
 }
@@ -168,29 +169,40 @@ func (s *Scheduler) writePlan(ctx context.Context, plan *volumePlan, node string
 	return nil
 }
 
-// checkAwaited binds the pods whose volumes are there, and lets those try again for which they will not come.
+// checkAwaited looks at the pods that wait for volumes, if any volume, claim or node has changed or one of them has waited too long.
 func (s *Scheduler) checkAwaited(ctx context.Context) {
 	if len(s.awaiting) == 0 {
 		return
 	}
+	if first, _ := s.nextAwaited(); !s.moved && first.After(s.Now()) {
+		return
+	}
+	s.moved = false
 	snap, now := s.Client.Snapshot(), s.Now()
-	for uid, w := range s.awaiting {
-		done, err := false, error(nil)
-		if s.binding[uid] == w.it {
-			if done, err = w.ready(snap); err == nil && !done && !w.due.After(now) {
-				err = context.DeadlineExceeded
-			}
-			if err == nil && !done {
-				continue
-			}
-		}
+	for _, w := range s.awaiting {
+		s.check(ctx, w, snap, now)
+	}
+}
+
+// check binds a pod if its volumes are there, and lets it try again if they will not come.
+func (s *Scheduler) check(ctx context.Context, w *awaited, snap store.Snapshot, now time.Time) {
+	uid := w.pod.UID
+	if s.binding[uid] != w.it { // it is gone, or somebody else has bound it
 		delete(s.awaiting, uid)
-		if err != nil {
-			s.assumed.drop(&w.plan)
-			s.unbound(w.it, w.pod, w.node, "PreBind", "VolumeBinding", fmt.Errorf("binding volumes: %w", err))
-		} else if done {
-			_ = s.bind(ctx, w.it, w.node, volumePlan{}) // fails only when the scheduler ends
-		}
+		return
+	}
+	done, err := w.ready(snap)
+	if err == nil && !done && !w.due.After(now) {
+		err = context.DeadlineExceeded
+	}
+	switch {
+	case err != nil:
+		delete(s.awaiting, uid)
+		s.assumed.drop(&w.plan)
+		s.unbound(w.it, w.pod, w.node, "PreBind", "VolumeBinding", fmt.Errorf("binding volumes: %w", err))
+	case done:
+		delete(s.awaiting, uid)
+		_ = s.bind(ctx, w.it, w.node, volumePlan{}) // fails only when the scheduler ends
 	}
 }
 

@@ -48,8 +48,10 @@ type Scheduler struct {
 	// awaiting are the pods of binding whose volumes are not there yet.
 	awaiting map[types.UID]*awaited
 	assumed  assumed
-	work     chan func(context.Context)
-	done     chan func()
+	// moved is set when a volume, a claim or a node has changed since awaiting was looked at.
+	moved bool
+	work  chan func(context.Context)
+	done  chan func()
 }
 
 // The resources whose changes the scheduler follows.

@@ -10,6 +10,10 @@ import (
 // observe takes one event of the history into account.
 func (s *Scheduler) observe(ev *store.Event) {
 	now := s.Now()
+	switch ev.Entry.Object.(type) {
+	case *corev1.Node, *corev1.PersistentVolume, *corev1.PersistentVolumeClaim:
+		s.moved = true
+	}
 	switch obj := ev.Entry.Object.(type) {
 	case *corev1.Pod:
 		var prev *corev1.Pod

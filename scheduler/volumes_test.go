@@ -107,6 +107,13 @@ func TestLocalVolumes(t *testing.T) {
 		if w.claimOf("fitting") != "" {
 			volume, node, free = "fitting", "n3", "large"
 		}
+		// One that starts now comes to the same.
+		fresh := New(Config{Client: w.Cluster, Log: w.scheduler.Log})
+		fresh.load(w.Snapshot())
+		about := fresh.circumstances(w.Snapshot(), w.get("a"))
+		if d := fresh.cluster.schedule(newPod(w.get("a")), &about); d.Node != node || len(d.plan.bind) != 1 || d.plan.bind[0].volume.Name != volume {
+			t.Errorf("after a restart: %q, %+v: %s", d.Node, d.plan, d.Message)
+		}
 		// What is reserved is not given to another pod meanwhile.
 		w.claim("more", "local", "5Gi")
 		w.claim("much", "local", "5Gi")
@@ -139,6 +146,12 @@ func TestProvisioning(t *testing.T) {
 		w.on("a", "")
 		if got := w.selected("data"); got != "n2" {
 			t.Fatalf("selected node %q", got)
+		}
+		fresh := New(Config{Client: w.Cluster, Log: w.scheduler.Log})
+		fresh.load(w.Snapshot())
+		about := fresh.circumstances(w.Snapshot(), w.get("a"))
+		if d := fresh.cluster.schedule(newPod(w.get("a")), &about); d.Node != "n2" || len(d.plan.provision) != 1 {
+			t.Errorf("after a restart: %q, %+v: %s", d.Node, d.plan, d.Message)
 		}
 		w.recorded()
 		mutate(w, client.PersistentVolumeClaims, "default", "data", "", func(c *corev1.PersistentVolumeClaim) { delete(c.Annotations, annotationSelectedNode) })
