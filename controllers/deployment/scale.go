@@ -144,8 +144,12 @@ func (p *pass) shrinkOld() bool {
 	return shrunk
 }
 
-// sizeChanged tells whether the deployment was scaled since its replica sets were.
+// sizeChanged tells whether the deployment was scaled since its replica sets were. With Recreate and several active
+// replica sets there is nothing to be scaled: the old ones have to go first. Upstream scales and rolls out neither then.
 func (p *pass) sizeChanged() bool {
+	if p.d.Spec.Strategy.Type == appsv1.RecreateDeploymentStrategyType && p.activeOrLatest() == nil && !p.saturated() {
+		return false
+	}
 	for _, rs := range p.all {
 		if rs.size() == 0 {
 			continue
@@ -176,7 +180,7 @@ func (p *pass) resize() {
 func (p *pass) distribute() {
 	desired := *p.d.Spec.Replicas
 	if only := p.activeOrLatest(); only != nil {
-		p.scale(only, desired)
+		p.setSize(only, desired) // also of one that has that size by chance: it is not to look scaled for another for ever
 		return
 	}
 	if p.saturated() {
