@@ -18,9 +18,27 @@ import (
 )
 
 // sightings remembers since when pods have been under taints that do not say when they were added.
+// It also remembers which pods have to leave in time, to tell when one may stay after all.
 type sightings struct {
-	mu    sync.Mutex // guards first
-	first map[types.UID]time.Time
+	mu      sync.Mutex // guards what follows
+	first   map[types.UID]time.Time
+	leaving map[reconcile.Key]bool
+}
+
+// leave notes that a pod has to leave later, or need not any more, and returns what was noted before.
+func (s *sightings) leave(key reconcile.Key, later bool) (was bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was = s.leaving[key]
+	switch {
+	case !later:
+		delete(s.leaving, key)
+	case s.leaving == nil:
+		s.leaving = map[reconcile.Key]bool{key: true}
+	default:
+		s.leaving[key] = true
+	}
+	return was
 }
 
 func (s *sightings) since(uid types.UID, now time.Time) time.Time {
@@ -122,6 +140,7 @@ func tolerates(t *corev1.Toleration, taint *corev1.Taint) bool {
 func planEviction(s store.Snapshot, key reconcile.Key, now time.Time, seen *sightings) reconcile.Plan {
 	pod, ok := client.Pods.Get(s, key.Namespace, key.Name)
 	if !ok || pod.DeletionTimestamp != nil || pod.Spec.NodeName == "" {
+		seen.leave(key, false)
 		return reconcile.Plan{}
 	}
 	node, ok := client.Nodes.Get(s, "", pod.Spec.NodeName)
@@ -131,25 +150,30 @@ func planEviction(s store.Snapshot, key reconcile.Key, now time.Time, seen *sigh
 	taints := noExecute(node)
 	if len(taints) == 0 {
 		seen.forget(pod.UID)
-		return reconcile.Plan{}
 	}
 	due, ok := eviction(pod, taints, now, func() time.Time { return seen.since(pod.UID, now) })
 	switch {
+	case ok && due.After(now):
+		seen.leave(key, true)
+		return reconcile.Plan{After: due.Sub(now)}
+	case !ok && seen.leave(key, false):
+		return reconcile.Plan{Events: []reconcile.Event{*about(pod, "Cancelling deletion of Pod %s/%s")}}
 	case !ok:
 		return reconcile.Plan{}
-	case due.After(now):
-		return reconcile.Plan{After: due.Sub(now)}
 	}
+	seen.leave(key, false)
 	seen.forget(pod.UID)
 	return reconcile.Plan{Writes: evict(pod, now)}
 }
 
+func about(pod *corev1.Pod, format string) *reconcile.Event {
+	return &reconcile.Event{Regarding: reconcile.Regarding("v1", "Pod", pod), Type: "Normal", Reason: "TaintManagerEviction",
+		Message: fmt.Sprintf(format, pod.Namespace, pod.Name)}
+}
+
 // evict marks a pod as disrupted and deletes it.
 func evict(pod *corev1.Pod, now time.Time) []reconcile.Write {
-	event := func(api.Object) *reconcile.Event {
-		return &reconcile.Event{Regarding: reconcile.Regarding("v1", "Pod", pod), Type: "Normal", Reason: "TaintManagerEviction",
-			Message: fmt.Sprintf("Marking for deletion Pod %s/%s", pod.Namespace, pod.Name)}
-	}
+	event := func(api.Object) *reconcile.Event { return about(pod, "Marking for deletion Pod %s/%s") }
 	remove := reconcile.Write{Verb: reconcile.Delete, Resource: client.Pods.Name, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID, OnSuccess: event}
 	if c := podstate.Condition(pod, corev1.DisruptionTarget); c != nil && c.Status == corev1.ConditionTrue {
 		return []reconcile.Write{remove}

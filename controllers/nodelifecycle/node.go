@@ -1,6 +1,7 @@
 package nodelifecycle
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -23,6 +24,12 @@ type Config struct {
 	Started time.Time
 	// Grace is how long a node may be silent (50 s), StartupGrace how long one that has never reported (60 s).
 	Grace, StartupGrace time.Duration
+	// EvictionRate is how many nodes of a zone are emptied in a second (0.1), SecondaryEvictionRate how many when most of the
+	// zone is not ready (0.01) and the zone has more than LargeZone nodes (50); one that has no more is then let be.
+	EvictionRate, SecondaryEvictionRate float64
+	LargeZone                           int
+	// UnhealthyZone is the share of nodes, three at least, that are not ready in a zone that counts as unhealthy (0.55).
+	UnhealthyZone float64
 }
 
 func (c Config) withDefaults() Config {
@@ -32,6 +39,10 @@ func (c Config) withDefaults() Config {
 	if c.StartupGrace == 0 {
 		c.StartupGrace = time.Minute
 	}
+	c.EvictionRate = cmp.Or(c.EvictionRate, 0.1)
+	c.SecondaryEvictionRate = cmp.Or(c.SecondaryEvictionRate, 0.01)
+	c.LargeZone = cmp.Or(c.LargeZone, 50)
+	c.UnhealthyZone = cmp.Or(c.UnhealthyZone, 0.55)
 	return c
 }
 
@@ -67,8 +78,12 @@ func planNode(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) re
 	if now.Before(due) {
 		plan.After = due.Sub(now)
 	}
-	if w, changed := taint(s, node, cfg, now); changed {
+	w, changed, wait := taint(s, node, cfg, now)
+	if changed {
 		plan.Writes = append(plan.Writes, w)
+	}
+	if wait > 0 && (plan.After == 0 || wait < plan.After) {
+		plan.After = wait
 	}
 	plan.Writes = append(plan.Writes, podsNotReady(s, node, now)...)
 	return plan
@@ -140,9 +155,9 @@ func ours(t *corev1.Taint) bool {
 	return false
 }
 
-// wantedTaints are the taints of ours that the node is to have.
-func wantedTaints(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) []corev1.Taint {
-	var want []corev1.Taint
+// wantedTaints are the taints of ours that the node is to have, and how long it is to wait for one that it has not
+// got its turn for (0: for nothing).
+func wantedTaints(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) (want []corev1.Taint, wait time.Duration) {
 	for _, ct := range conditionTaints {
 		c := condition(node, ct.condition)
 		if c == nil && ct.condition == corev1.NodeReady && ct.status == corev1.ConditionFalse {
@@ -153,14 +168,22 @@ func wantedTaints(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time
 			continue
 		}
 		want = append(want, corev1.Taint{Key: ct.key, Effect: corev1.TaintEffectNoSchedule})
-		if ct.condition == corev1.NodeReady && anyReady(s, cfg, now) {
-			want = append(want, corev1.Taint{Key: ct.key, Effect: corev1.TaintEffectNoExecute})
+		if ct.condition != corev1.NodeReady || !anyReady(s, cfg, now) {
+			continue
 		}
+		if _, had := emptiedAt(node); !had {
+			left, may := turn(s, node, cfg, now)
+			if left > 0 || !may {
+				wait = left
+				continue
+			}
+		}
+		want = append(want, corev1.Taint{Key: ct.key, Effect: corev1.TaintEffectNoExecute})
 	}
 	if node.Spec.Unschedulable {
 		want = append(want, corev1.Taint{Key: corev1.TaintNodeUnschedulable, Effect: corev1.TaintEffectNoSchedule})
 	}
-	return want
+	return want, wait
 }
 
 // anyReady tells whether a node is ready, and not only because its silence has not been noted yet. If none
@@ -175,9 +198,9 @@ func anyReady(s store.Snapshot, cfg Config, now time.Time) bool {
 	return false
 }
 
-// taint brings the taints in line with the conditions.
-func taint(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) (reconcile.Write, bool) {
-	want := wantedTaints(s, node, cfg, now)
+// taint brings the taints in line with the conditions; wait is for the next look.
+func taint(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) (w reconcile.Write, changed bool, wait time.Duration) {
+	want, wait := wantedTaints(s, node, cfg, now)
 	at := metav1.NewTime(now).Rfc3339Copy()
 	var taints []corev1.Taint
 	wasReady := true
@@ -197,18 +220,18 @@ func taint(s store.Snapshot, node *corev1.Node, cfg Config, now time.Time) (reco
 		}
 	}
 	if equality.Semantic.DeepEqual(taints, node.Spec.Taints) {
-		return reconcile.Write{}, false
+		return reconcile.Write{}, false, wait
 	}
 	out := node.DeepCopy()
 	out.Spec.Taints = taints
-	w := reconcile.Write{Verb: reconcile.Update, Resource: client.Nodes.Name, Object: out}
+	w = reconcile.Write{Verb: reconcile.Update, Resource: client.Nodes.Name, Object: out}
 	if wasReady && condition(node, corev1.NodeReady) != nil && readiness(node) != corev1.ConditionTrue {
 		w.OnSuccess = func(api.Object) *reconcile.Event {
 			return &reconcile.Event{Regarding: reconcile.Regarding("v1", "Node", node), Type: "Normal", Reason: "NodeNotReady",
 				Message: fmt.Sprintf("Node %s status is now: NodeNotReady", node.Name)}
 		}
 	}
-	return w, true
+	return w, true, wait
 }
 
 // podsNotReady makes the pods of a node that stopped being ready not ready either. Pods whose readiness
