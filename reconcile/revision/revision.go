@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/rand"
 
+	"coracle.dev/coracle/api/core"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/reconcile/claim"
@@ -80,6 +81,9 @@ func (h *History) Current(s store.Snapshot, template *corev1.PodTemplateSpec, ex
 		rev.Revision = next
 		h.All = append(slices.Delete(slices.Clone(h.All), i, i+1), rev)
 		return rev, &reconcile.Write{Verb: reconcile.Update, Resource: client.ControllerRevisions.Name, Object: rev.DeepCopy()}, false
+	}
+	if n := len(h.All); n > 0 && sameToday(h.All[n-1], data) {
+		return h.All[n-1], nil, false
 	}
 	rev = h.make(template, data, next, extra, collisions)
 	if s.Get(store.Key{Resource: client.ControllerRevisions.Name, Namespace: rev.Namespace, Name: rev.Name}) != nil {
@@ -176,6 +180,17 @@ func same(r *appsv1.ControllerRevision, data []byte) bool {
 	x, _ := json.Marshal(a)
 	y, _ := json.Marshal(b)
 	return string(x) == string(y)
+}
+
+// sameToday tells whether the template that a revision holds is this one with the defaults of today: a version that has
+// a default more than the one which wrote the revision does not roll everything out anew.
+func sameToday(r *appsv1.ControllerRevision, data []byte) bool {
+	t, err := Template(r)
+	if err != nil {
+		return false
+	}
+	core.DefaultPodTemplate(t)
+	return string(encode(t)) == string(data)
 }
 
 func hashOf(data []byte, collisions *int32) string {
