@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	batchv1 "k8s.io/api/batch/v1"
@@ -45,7 +46,7 @@ func plan(s store.Snapshot, cj *batchv1.CronJob, now time.Time) reconcile.Plan {
 	}
 	p.observe()
 	p.trim()
-	if cj.DeletionTimestamp == nil && (cj.Spec.Suspend == nil || !*cj.Spec.Suspend) {
+	if cj.DeletionTimestamp == nil {
 		p.run()
 	}
 	if !equality.Semantic.DeepEqual(*p.status, cj.Status) {
@@ -164,8 +165,12 @@ func (p *pass) remove(j *batchv1.Job) {
 // run makes the job that is due, if one is, and asks for a pass when the next one will be.
 func (p *pass) run() {
 	zone, ok := p.zone()
-	if !ok {
+	if !ok || p.cj.Spec.Suspend != nil && *p.cj.Spec.Suspend {
 		return
+	}
+	if strings.Contains(p.cj.Spec.Schedule, "TZ") {
+		p.event("Warning", "UnsupportedSchedule", fmt.Sprintf("CRON_TZ or TZ used in schedule %q is not officially supported, "+
+			"see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details", p.cj.Spec.Schedule))
 	}
 	schedule, err := batch.ParseSchedule(p.cj.Spec.Schedule)
 	if err != nil {
@@ -173,7 +178,15 @@ func (p *pass) run() {
 		return
 	}
 	now := p.now.In(zone)
-	if next := schedule.Next(now); !next.IsZero() {
+	next := schedule.Next(p.since().In(zone))
+	if next.IsZero() { // such as the 30th of February
+		p.event("Warning", "InvalidSchedule", fmt.Sprintf("invalid schedule: %s : time difference between two schedules is less than 1 second", p.cj.Spec.Schedule))
+		return
+	}
+	if !next.After(now) {
+		next = schedule.Next(now)
+	}
+	if !next.IsZero() {
 		p.after = next.Sub(now) + time.Millisecond // timers may be early by less
 	}
 	due, missed := latest(schedule, p.since().In(zone), now)
@@ -251,6 +264,9 @@ func (p *pass) start(due time.Time) {
 	annotations := maps.Clone(t.Annotations)
 	if annotations == nil {
 		annotations = map[string]string{}
+	}
+	if p.cj.Spec.TimeZone == nil {
+		due = due.UTC()
 	}
 	annotations[batchv1.CronJobScheduledTimestampAnnotation] = due.Format(time.RFC3339)
 	job := &batchv1.Job{

@@ -19,13 +19,14 @@ func latest(s batch.Schedule, after, now time.Time) (due time.Time, missed int64
 	}
 	between := max(second.Sub(first), time.Second)
 	missed = int64(now.Sub(first)/between) + 1
-	// From behind, in steps that double: a schedule may have been due very often.
-	for back := between; ; back *= 2 {
-		start := now.Add(-back)
-		if start.Before(first) || back > 100*365*24*time.Hour {
-			start = first.Add(-time.Second)
+	// From behind, in steps that double: a schedule may have been due very often. All are whole multiples of the
+	// distance after the first, which keeps "@every" in its rhythm.
+	periods := int64(now.Sub(first) / between)
+	for back := int64(1); ; back *= 2 {
+		t := first
+		if back < periods {
+			t = s.Next(first.Add(time.Duration(periods-back) * between))
 		}
-		t := s.Next(start)
 		if t.IsZero() || t.After(now) {
 			continue
 		}
