@@ -22,6 +22,7 @@ import (
 	"coracle.dev/coracle/node/metricsapi"
 	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/reconcile/podstate"
 	"coracle.dev/coracle/store"
 )
 
@@ -75,6 +76,7 @@ type Cluster struct {
 	aggregator *aggregate.Aggregator
 	documents  *openapi.Publisher
 	metrics    *metricsapi.Server
+	selected   podstate.Finder // of simulated pods whose metrics are asked for
 	server     *apiserver.Server
 	client     client.Client
 	engine     *reconcile.Engine

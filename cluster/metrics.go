@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
@@ -97,15 +98,21 @@ func (c *Cluster) simulatedNodes(name string) []metricsapi.NodeRate {
 }
 
 // simulatedPods is metricsapi.Known.Pods.
-func (c *Cluster) simulatedPods(namespace string, want func(name string, labels map[string]string) bool) []metricsapi.PodRate {
+func (c *Cluster) simulatedPods(namespace, name string, sel labels.Selector) []metricsapi.PodRate {
 	if c.cfg.Nodes.Simulated == 0 && c.memory == nil {
 		return nil
 	}
 	s, now := c.store.Snapshot(), c.now()
+	var pods []*corev1.Pod
+	if name == "" {
+		pods = c.selected.Find(s, namespace, sel)
+	} else if pod, ok := client.Pods.Get(s, namespace, name); ok {
+		pods = []*corev1.Pod{pod}
+	}
 	peers := counter{s, map[types.UID]int{}}
 	var out []metricsapi.PodRate
-	for pod := range client.Pods.List(s, namespace) {
-		if want(pod.Name, pod.Labels) && simulated.Runs(pod) {
+	for _, pod := range pods {
+		if simulated.Runs(pod) {
 			out = append(out, simulated.PodUsage(pod, func() int { return peers.of(pod) }, now))
 		}
 	}

@@ -11,8 +11,8 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
-	"coracle.dev/coracle/internal/selector"
 	"coracle.dev/coracle/reconcile"
+	"coracle.dev/coracle/reconcile/podstate"
 	"coracle.dev/coracle/store"
 )
 
@@ -63,9 +63,12 @@ func Loop(cfg Config) reconcile.Loop {
 	l := &loop{Config: cfg, memory: newMemory()}
 	l.Tuning = l.Tuning.complete()
 	return reconcile.Loop{
-		Name:    "horizontal-pod-autoscaler",
-		Workers: 5,
-		Inputs:  []reconcile.Input{{Resource: client.HorizontalAutoscalers.Name, Keys: specChanged}},
+		Name: "horizontal-pod-autoscaler-controller",
+		// Upstream's account and event source are not named as the controller is.
+		ServiceAccount: "horizontal-pod-autoscaler",
+		Source:         "horizontal-pod-autoscaler",
+		Workers:        5,
+		Inputs:         []reconcile.Input{{Resource: client.HorizontalAutoscalers.Name, Keys: specChanged}},
 		Outputs: []reconcile.Output{
 			{Resource: reconcile.AnyResource, Subresource: "scale", Verbs: []reconcile.Verb{reconcile.Update}},
 			{Resource: client.HorizontalAutoscalers.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}},
@@ -91,6 +94,7 @@ func specChanged(_ store.Snapshot, ev store.Event) []reconcile.Key {
 type loop struct {
 	Config
 	memory *memory
+	pods   podstate.Finder
 }
 
 // The effects of a plan.
@@ -167,12 +171,7 @@ func (l *loop) look(s store.Snapshot, key reconcile.Key, hpa *autoscalingv2.Hori
 	if v.answers == nil {
 		return v // it will be asked first, and looked at again
 	}
-	matches := selector.Matcher(v.target.parsed)
-	for pod := range client.Pods.List(s, hpa.Namespace) {
-		if matches(pod.Labels) {
-			v.pods = append(v.pods, pod)
-		}
-	}
+	v.pods = l.pods.Find(s, hpa.Namespace, v.target.parsed)
 	v.rivals = l.memory.rivals(key, v.pods)
 	return v
 }
@@ -215,6 +214,7 @@ func (l *loop) apply(ctx context.Context, key reconcile.Key, effect any) error {
 	switch e := effect.(type) {
 	case forget:
 		l.memory.forget(key)
+		l.pods.Forget()
 	case note:
 		l.memory.note(key, e)
 	case ask:

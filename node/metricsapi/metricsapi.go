@@ -54,9 +54,9 @@ type Config struct {
 type Known struct {
 	// Nodes are the nodes without their pods; all, or the one of that name.
 	Nodes func(name string) []NodeRate
-	// Pods are those of a namespace, or of all with "", that want says yes to; containers that do not run
+	// Pods are those of a namespace, or of all with "", that a selector matches: all, or the one of that name. Containers that do not run
 	// are left out.
-	Pods func(namespace string, want func(name string, labels map[string]string) bool) []PodRate
+	Pods func(namespace, name string, sel labels.Selector) []PodRate
 }
 
 // Server is the http.Handler of everything below Path. Requests have been authorized.
@@ -204,21 +204,19 @@ func (s *Server) nodes(ctx context.Context, name string, want func(name string, 
 	return items, nil
 }
 
-// pods lists what the pods of a namespace use, or those of all namespaces with "".
-func (s *Server) pods(ctx context.Context, namespace string, want func(namespace, name string, l map[string]string) bool) ([]metricsv1beta1.PodMetrics, error) {
+// pods lists what the pods of a namespace use, or those of all namespaces with "", that sel matches and want says yes to; all, or
+// the one of that name.
+func (s *Server) pods(ctx context.Context, namespace, podName string, sel labels.Selector, want func(namespace, name string, l map[string]string) bool) ([]metricsv1beta1.PodMetrics, error) {
 	items := []metricsv1beta1.PodMetrics{}
 	add := func(p *PodRate) {
-		if len(p.Rates) > 0 {
+		if len(p.Rates) > 0 && want(p.Namespace, p.Name, p.Labels) {
 			items = append(items, podMetrics(p))
 		}
 	}
 	if s.known.Pods != nil {
-		// The namespace is asked for only where a field selector names it, and then the caller looks again.
-		known := s.known.Pods(namespace, func(name string, l map[string]string) bool { return namespace == "" || want(namespace, name, l) })
+		known := s.known.Pods(namespace, podName, sel)
 		for i := range known {
-			if p := &known[i]; namespace != "" || want(p.Namespace, p.Name, p.Labels) {
-				add(p)
-			}
+			add(&known[i])
 		}
 	}
 	reading, err := s.meter.Read(ctx)
@@ -228,7 +226,7 @@ func (s *Server) pods(ctx context.Context, namespace string, want func(namespace
 	for i := range reading.Nodes {
 		for j := range reading.Nodes[i].Pods {
 			p := &reading.Nodes[i].Pods[j]
-			if (namespace == "" || p.Namespace == namespace) && want(p.Namespace, p.Name, p.Labels) {
+			if (namespace == "" || p.Namespace == namespace) && (podName == "" || p.Name == podName) {
 				add(p)
 			}
 		}
@@ -247,7 +245,7 @@ func (s *Server) pods(ctx context.Context, namespace string, want func(namespace
 // a running container are left out. What it measures is at most 5 s old.
 func (s *Server) Pods(ctx context.Context, namespace string, sel labels.Selector) ([]metricsv1beta1.PodMetrics, error) {
 	matches := selector.Matcher(sel)
-	return s.pods(ctx, namespace, func(_, _ string, l map[string]string) bool { return matches(l) })
+	return s.pods(ctx, namespace, "", sel, func(_, _ string, l map[string]string) bool { return matches(l) })
 }
 
 func (s *Server) listNodes(w http.ResponseWriter, r *http.Request) {
@@ -283,7 +281,7 @@ func (s *Server) listPods(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	items, err := s.pods(r.Context(), r.PathValue("namespace"), sel.matches)
+	items, err := s.pods(r.Context(), r.PathValue("namespace"), "", sel.labels, sel.matches)
 	if err != nil {
 		s.fail(w, r, apierrors.NewInternalError(err))
 		return
@@ -293,7 +291,7 @@ func (s *Server) listPods(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) getPod(w http.ResponseWriter, r *http.Request) {
 	namespace, name := r.PathValue("namespace"), r.PathValue("name")
-	items, err := s.pods(r.Context(), namespace, func(_, n string, _ map[string]string) bool { return n == name })
+	items, err := s.pods(r.Context(), namespace, name, labels.Everything(), func(string, string, map[string]string) bool { return true })
 	switch {
 	case err != nil:
 		s.fail(w, r, apierrors.NewInternalError(err))
