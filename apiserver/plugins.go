@@ -26,7 +26,7 @@ func (s *Server) plugins(rights *escalation) admission.Chain {
 // newWebhooks makes the plug-ins that call admission webhooks.
 func (s *Server) newWebhooks() *webhook.Webhooks {
 	return webhook.New(webhook.Config{
-		Registry: s.cfg.Registry, Backends: s.cfg.Backends, Snapshot: s.cfg.Store.Snapshot, Authorizer: s.authz, Log: s.cfg.Log, Now: s.cfg.Now,
+		Registry: s.cfg.Registry, Backends: s.cfg.Backends, Snapshot: s.cfg.Store.Snapshot, Authorizer: s.authz, Log: s.cfg.Log, Warn: s.cfg.Warn, Now: s.cfg.Now,
 	})
 }
 

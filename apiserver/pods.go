@@ -32,6 +32,7 @@ type binding struct {
 	resourceVersion     string    // condition, "" for none
 	node                string
 	labels, annotations map[string]string
+	as                  *api.Kind // the kind of the path that it came by, nil for pods
 }
 
 // bindPod answers POST to pods/x/binding.
@@ -46,7 +47,7 @@ func (c *call) bindPod() error {
 	if err := c.matches(b); err != nil {
 		return err
 	}
-	return c.carryOutBinding(b, o, c.kind, c.info.Name)
+	return c.carryOutBinding(b, o, c.kind, c.info.Name, nil)
 }
 
 // createBinding answers POST to bindings, the older way to assign a pod.
@@ -59,7 +60,7 @@ func (c *call) createBinding() error {
 	if pods == nil {
 		return apierrors.NewNotFound(c.kind.GroupResource(), b.Name)
 	}
-	return c.carryOutBinding(b, o, pods, b.Name)
+	return c.carryOutBinding(b, o, pods, b.Name, c.kind)
 }
 
 func (c *call) readBinding() (*corev1.Binding, writeOptions, error) {
@@ -71,7 +72,7 @@ func (c *call) readBinding() (*corev1.Binding, writeOptions, error) {
 	return b, o, c.decode(b, corev1.SchemeGroupVersion.WithKind("Binding"), &o)
 }
 
-func (c *call) carryOutBinding(b *corev1.Binding, o writeOptions, pods *api.Kind, name string) error {
+func (c *call) carryOutBinding(b *corev1.Binding, o writeOptions, pods *api.Kind, name string, as *api.Kind) error {
 	var errs field.ErrorList
 	if b.Target.Kind != "" && b.Target.Kind != "Node" {
 		errs = append(errs, field.NotSupported(field.NewPath("target", "kind"), b.Target.Kind, []string{"Node", "<empty>"}))
@@ -86,7 +87,7 @@ func (c *call) carryOutBinding(b *corev1.Binding, o writeOptions, pods *api.Kind
 	t.Kind, t.Name, t.DryRun, t.Subresource = pods, name, o.dryRun, "binding"
 	t.Options = c.createOptions()
 	err := c.bind(c.r.Context(), t, binding{
-		uid: b.UID, resourceVersion: b.ResourceVersion, node: b.Target.Name, labels: b.Labels, annotations: b.Annotations,
+		uid: b.UID, resourceVersion: b.ResourceVersion, node: b.Target.Name, labels: b.Labels, annotations: b.Annotations, as: as,
 	})
 	if err != nil {
 		return err
@@ -112,6 +113,7 @@ func (s *Server) bind(ctx context.Context, t write.Target, b binding) error {
 			return s.assigned(present, b), nil
 		},
 		Created: true,
+		As:      b.as,
 		View:    func(api.Object) api.Object { return b.shown(&t) },
 		Merge: func(_, view api.Object) (api.Object, error) {
 			changed := view.(*corev1.Binding)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/version"
 
 	"coracle.dev/coracle/api"
@@ -109,6 +110,8 @@ type Config struct {
 	Stale func(*store.Entry) bool
 	// Collect write what else /metrics shows, in the text format of Prometheus.
 	Collect []func(io.Writer)
+	// Warn records a warning about an object as an event, and does not wait for that; nil records none.
+	Warn func(about corev1.ObjectReference, reason, message string)
 	// EncodingBytes bounds what is kept of encoded objects for further readers, 32 MiB if zero.
 	EncodingBytes int
 }

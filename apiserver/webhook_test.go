@@ -154,6 +154,19 @@ func TestWebhooksOfSubresources(t *testing.T) {
 		t.Errorf("bound to %q, %v", p.Spec.NodeName, err)
 	}
 	h.expect(t, "CREATE pods/binding web Binding")
+	if _, err := c.CoreV1().Pods("default").Create(ctx(t), simplePod("old"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	h.saw()
+	h.set(func() { h.patch["bindings"] = `[{"op":"replace","path":"/target/name","value":"third"}]` })
+	older := &corev1.Binding{ObjectMeta: metav1.ObjectMeta{Name: "old"}, Target: corev1.ObjectReference{Kind: "Node", Name: "n"}}
+	if err := c.CoreV1().RESTClient().Post().Namespace("default").Resource("bindings").Body(older).Do(ctx(t)).Error(); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := c.CoreV1().Pods("default").Get(ctx(t), "old", metav1.GetOptions{}); err != nil || p.Spec.NodeName != "third" {
+		t.Errorf("bound to %q, %v", p.Spec.NodeName, err)
+	}
+	h.expect(t, "CREATE bindings old Binding")
 
 	h.set(func() {
 		h.patch["serviceaccounts/token"] = `[{"op":"replace","path":"/spec/expirationSeconds","value":1200}]`

@@ -204,6 +204,15 @@ func (c *Cluster) podToken(_ context.Context, r volume.TokenRequest) (volume.Tok
 	return volume.Token{Value: token, Expires: expires}, err
 }
 
+// warn records a warning of the API server's about an object.
+func (c *Cluster) warn(about corev1.ObjectReference, reason, message string) {
+	if c.engine == nil {
+		return // it is being made: the next one is told
+	}
+	c.engine.Recorder().Record(client.User{Name: "system:apiserver", Groups: []string{client.GroupMasters}}, corev1.EventSource{Component: "apiserver"},
+		reconcile.Event{Regarding: about, Type: corev1.EventTypeWarning, Reason: reason, Message: message})
+}
+
 // nodeEvent records an event as the node's agent.
 func (c *Cluster) nodeEvent(ev reconcile.Event) {
 	user := client.User{Name: "system:node:" + c.cfg.NodeName, Groups: []string{client.GroupNodes, client.GroupAuthenticated}}

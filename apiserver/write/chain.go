@@ -372,6 +372,8 @@ type Update struct {
 	Merge func(obj, view api.Object) (api.Object, error)
 	// Created shows admission the View as something new, since it is what the client creates (pods/binding).
 	Created bool
+	// As is the kind that admission is told the request is for, if it came by another path than that of the object (bindings).
+	As *api.Kind
 }
 
 // Update changes an object. The entry is the new version, or the present one if nothing changed,
@@ -500,6 +502,9 @@ func (u *Update) show(req *admission.Request, obj, old api.Object) api.Object {
 		return nil
 	}
 	req.Object, req.Old = u.View(obj), nil
+	if u.As != nil {
+		req.Kind, req.Version, req.Subresource = u.As, u.As.Hub().Name, ""
+	}
 	if u.Created {
 		req.Operation = admission.Create
 	} else {

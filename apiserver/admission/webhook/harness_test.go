@@ -52,6 +52,7 @@ type bed struct {
 	mu          sync.Mutex
 	warnings    []string
 	annotations map[string]string
+	warned      []string // events
 }
 
 // lines keeps what is logged.
@@ -87,6 +88,9 @@ func newBed(t testing.TB) *bed {
 	})
 	b.Webhooks = New(Config{
 		Registry: registry, Backends: pool, Snapshot: st.Snapshot, Log: slog.New(slog.NewTextHandler(b.log, nil)), Now: time.Now,
+		Warn: func(about corev1.ObjectReference, reason, _ string) {
+			b.warned = append(b.warned, about.Kind+" "+about.Name+" "+reason)
+		},
 	})
 	b.chain = admission.Chain{b.Mutating(), b.Validating()}
 	b.put("namespaces", &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "prod", Labels: map[string]string{"env": "prod"}}})

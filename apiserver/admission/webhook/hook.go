@@ -6,6 +6,7 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coracle.dev/coracle/api"
@@ -20,6 +21,7 @@ import (
 type hook struct {
 	configuration string
 	name          string
+	owner         corev1.ObjectReference // the configuration, for events
 	// id tells webhooks apart that bear the same name.
 	id string
 
@@ -120,6 +122,7 @@ func compileMutating(e *store.Entry) []*hook {
 			w.SideEffects, w.TimeoutSeconds, w.AdmissionReviewVersions, w.MatchConditions, w.ReinvocationPolicy,
 		}))
 	}
+	own(hooks, "MutatingWebhookConfiguration", c)
 	return hooks
 }
 
@@ -134,7 +137,15 @@ func compileValidating(e *store.Entry) []*hook {
 			w.SideEffects, w.TimeoutSeconds, w.AdmissionReviewVersions, w.MatchConditions, nil,
 		}))
 	}
+	own(hooks, "ValidatingWebhookConfiguration", c)
 	return hooks
+}
+
+// own notes the configuration of webhooks.
+func own(hooks []*hook, kind string, c metav1.Object) {
+	for _, h := range hooks {
+		h.owner = corev1.ObjectReference{APIVersion: admissionv1.SchemeGroupVersion.String(), Kind: kind, Name: c.GetName(), UID: c.GetUID(), ResourceVersion: c.GetResourceVersion()}
+	}
 }
 
 // unique numbers webhooks of the same name.

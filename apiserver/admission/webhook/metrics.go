@@ -25,21 +25,25 @@ var (
 	rejections      = Metric{"apiserver_admission_webhook_rejection_count", "[ALPHA] Admission webhook rejection count, identified by name and broken out for each admission type (validating or admit) and operation.", "counter"}
 	failuresPassed  = Metric{"apiserver_admission_webhook_fail_open_count", "[ALPHA] Admission webhook fail open count, identified by name and broken out for each admission type (validating or admit).", "counter"}
 	conditionErrors = Metric{"apiserver_admission_match_condition_evaluation_errors_total", "[ALPHA] Admission match condition evaluation errors count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).", "counter"}
+	conditionTimes  = Metric{"apiserver_admission_match_condition_evaluation_seconds", "[ALPHA] Admission match condition evaluation time in seconds, identified by name and broken out for each kind containing matchConditions (webhook or policy), operation and type (validate or admit).", "histogram"}
 	exclusions      = Metric{"apiserver_admission_match_condition_exclusions_total", "[ALPHA] Admission match condition evaluation exclusions count, identified by name of resource containing the match condition and broken out for each kind containing matchConditions (webhook or policy), operation and admission type (validate or admit).", "counter"}
 )
 
 // Metrics are all families that Collect may give samples of, in its order.
-var Metrics = []Metric{durations, requests, rejections, failuresPassed, conditionErrors, exclusions}
+var Metrics = []Metric{durations, conditionTimes, requests, rejections, failuresPassed, conditionErrors, exclusions}
 
-// bounds are the upper bounds of the buckets of durations, in seconds.
-var bounds = [...]float64{0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10, 25}
+// bounds are the upper bounds of the buckets of a histogram, in seconds.
+var bounds = map[Metric][]float64{
+	durations:      {0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10, 25},
+	conditionTimes: {0.001, 0.005, 0.01, 0.025, 0.1, 0.2, 0.25},
+}
 
 // maxSeries bounds what is kept of each family: names of webhooks come from users.
 const maxSeries = 2000
 
 // histogram counts durations.
 type histogram struct {
-	buckets [len(bounds)]int64 // not cumulative
+	buckets []int64 // as many as bounds, not cumulative
 	count   int64
 	sum     float64
 }
@@ -48,7 +52,7 @@ type histogram struct {
 type metrics struct {
 	mu         sync.Mutex // guards all below
 	counters   map[Metric]map[string]int64
-	histograms map[string]*histogram
+	histograms map[Metric]map[string]*histogram
 }
 
 func (m *metrics) add(f Metric, labels string) {
@@ -65,23 +69,26 @@ func (m *metrics) add(f Metric, labels string) {
 	}
 }
 
-func (m *metrics) observe(labels string, d time.Duration) {
+func (m *metrics) observe(f Metric, labels string, d time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	h := m.histograms[labels]
+	h := m.histograms[f][labels]
 	if h == nil {
-		if len(m.histograms) >= maxSeries {
+		if len(m.histograms[f]) >= maxSeries {
 			return
 		}
 		if m.histograms == nil {
-			m.histograms = map[string]*histogram{}
+			m.histograms = map[Metric]map[string]*histogram{}
 		}
-		h = &histogram{}
-		m.histograms[labels] = h
+		if m.histograms[f] == nil {
+			m.histograms[f] = map[string]*histogram{}
+		}
+		h = &histogram{buckets: make([]int64, len(bounds[f]))}
+		m.histograms[f][labels] = h
 	}
 	h.count++
 	h.sum += d.Seconds()
-	for i, b := range bounds {
+	for i, b := range bounds[f] {
 		if d.Seconds() <= b {
 			h.buckets[i]++
 			break
@@ -91,7 +98,7 @@ func (m *metrics) observe(labels string, d time.Duration) {
 
 func (m *metrics) called(name, step string, op admission.Operation, took time.Duration, code int, rejected bool) {
 	m.add(requests, fmt.Sprintf("name=%q,type=%q,operation=%q,code=%q,rejected=%q", name, step, op, bounded(code), strconv.FormatBool(rejected)))
-	m.observe(fmt.Sprintf("name=%q,type=%q,operation=%q,rejected=%q", name, step, op, strconv.FormatBool(rejected)), took)
+	m.observe(durations, fmt.Sprintf("name=%q,type=%q,operation=%q,rejected=%q", name, step, op, strconv.FormatBool(rejected)), took)
 }
 
 func (m *metrics) rejection(name, step string, op admission.Operation, why string, code int) {
@@ -100,6 +107,10 @@ func (m *metrics) rejection(name, step string, op admission.Operation, why strin
 
 func (m *metrics) failOpen(name, step string) {
 	m.add(failuresPassed, fmt.Sprintf("name=%q,type=%q", name, step))
+}
+
+func (m *metrics) conditionTime(name, step string, op admission.Operation, took time.Duration) {
+	m.observe(conditionTimes, fmt.Sprintf("name=%q,kind=%q,type=%q,operation=%q", name, "webhook", step, op), took)
 }
 
 func (m *metrics) conditionError(name, step string, op admission.Operation) {
@@ -119,18 +130,18 @@ func (w *Webhooks) Collect(emit func(name, labels string, value float64)) {
 	m := &w.metrics
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, labels := range slices.Sorted(maps.Keys(m.histograms)) {
-		h := m.histograms[labels]
-		var sum int64
-		for i, b := range bounds {
-			sum += h.buckets[i]
-			emit(durations.Name+"_bucket", labels+",le="+strconv.Quote(strconv.FormatFloat(b, 'g', -1, 64)), float64(sum))
+	for _, f := range Metrics {
+		for _, labels := range slices.Sorted(maps.Keys(m.histograms[f])) {
+			h := m.histograms[f][labels]
+			var sum int64
+			for i, b := range bounds[f] {
+				sum += h.buckets[i]
+				emit(f.Name+"_bucket", labels+",le="+strconv.Quote(strconv.FormatFloat(b, 'g', -1, 64)), float64(sum))
+			}
+			emit(f.Name+"_bucket", labels+`,le="+Inf"`, float64(h.count))
+			emit(f.Name+"_sum", labels, h.sum)
+			emit(f.Name+"_count", labels, float64(h.count))
 		}
-		emit(durations.Name+"_bucket", labels+`,le="+Inf"`, float64(h.count))
-		emit(durations.Name+"_sum", labels, h.sum)
-		emit(durations.Name+"_count", labels, float64(h.count))
-	}
-	for _, f := range Metrics[1:] {
 		for _, labels := range slices.Sorted(maps.Keys(m.counters[f])) {
 			emit(f.Name, labels, float64(m.counters[f][labels]))
 		}

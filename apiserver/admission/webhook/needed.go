@@ -35,6 +35,10 @@ func (w *Webhooks) needed(h *hook, r *admission.Request, call *callError) bool {
 		w.cfg.Log.Warn("a webhook that cannot be reached selects what its own backend needs: the system's own writes for it pass",
 			"webhook", h.name, "configuration", h.configuration, "service", h.target.Service.Namespace+"/"+h.target.Service.Name,
 			"resource", r.Kind.Name(), "namespace", r.Namespace, "name", r.ObjectName(), "error", call)
+		if w.cfg.Warn != nil {
+			w.cfg.Warn(h.owner, "WebhookBypassed", fmt.Sprintf("webhook %q cannot be reached and selects what its own backend needs: the system's own writes for it pass (service %q in namespace %q; take the namespace out by namespaceSelector)",
+				h.name, h.target.Service.Name, h.target.Service.Namespace))
+		}
 	}
 	return true
 }

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
@@ -77,6 +78,9 @@ func TestNeeded(t *testing.T) {
 				r.DryRun = c.dryRun
 				c.by(r)
 				err := b.run(r)
+				if told := len(b.warned) > 0; told != c.passes {
+					t.Errorf("%s: events %v", state, b.warned)
+				}
 				if c.passes != (err == nil) {
 					t.Errorf("%s: %v", state, err)
 				}
@@ -191,5 +195,24 @@ func BenchmarkCreate(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestConditionTimes: how long match conditions took is told apart by webhook, in upstream's buckets.
+func TestConditionTimes(t *testing.T) {
+	w := New(Config{})
+	for _, took := range []time.Duration{2 * time.Millisecond, 30 * time.Millisecond, time.Minute} {
+		w.metrics.conditionTime("h", "admit", admission.Create, took)
+	}
+	var b strings.Builder
+	w.WriteMetrics(&b)
+	const name, labels = "apiserver_admission_match_condition_evaluation_seconds", `{name="h",kind="webhook",type="admit",operation="CREATE"`
+	for _, want := range []string{
+		"# TYPE " + name + " histogram\n", name + "_bucket" + labels + `,le="0.001"} 0`, name + "_bucket" + labels + `,le="0.005"} 1`,
+		name + "_bucket" + labels + `,le="0.25"} 2`, name + "_bucket" + labels + `,le="+Inf"} 3`, name + "_count" + labels + "} 3", name + "_sum" + labels + "} 60.032",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %s in\n%s", want, b.String())
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"coracle.dev/coracle/api"
@@ -34,7 +35,9 @@ type Config struct {
 	// Authorizer answers what match conditions ask of it.
 	Authorizer authz.Authorizer
 	Log        *slog.Logger
-	Now        func() time.Time
+	// Warn, if not nil, records a warning about an object as an event. It does not wait for that.
+	Warn func(about corev1.ObjectReference, reason, message string)
+	Now  func() time.Time
 }
 
 // Webhooks are both plug-ins. They are safe for concurrent use and have no goroutine beyond those of a call.
@@ -80,7 +83,9 @@ func (w *Webhooks) concerns(ctx context.Context, h *hook, r *admission.Request, 
 	if err != nil {
 		return m, false, apierrors.NewInternalError(err)
 	}
+	began := w.cfg.Now()
 	ok, _, err = h.conditions.Match(ctx, in)
+	w.metrics.conditionTime(h.name, step, r.Operation, w.cfg.Now().Sub(began))
 	switch {
 	case err != nil && h.failOpen:
 		w.metrics.conditionError(h.name, step, r.Operation)
