@@ -56,8 +56,10 @@ type item struct {
 	// wake is the oldest wake-up that no successful pass has covered. again is the oldest that
 	// came while a pass is under way.
 	wake, again *wake
-	dirty       bool // woken while running or resting
-	resting     bool // waits for nothing but the spacing
+	dirty       bool      // woken while running or resting
+	resting     bool      // waits for nothing but the spacing
+	spaced      bool      // until is set
+	until       time.Time // before which there is no further pass
 	failures    int
 	conflicts   int
 	failed      bool // the last pass ended with an error
@@ -90,6 +92,11 @@ func (q *queue) wake(key Key, rev store.Revision) {
 	switch {
 	case it.resting:
 		it.dirty = true
+	case it.state == waiting && it.spaced && it.due.After(it.until):
+		// It waits for the clock behind its spacing: now it waits for that alone.
+		q.timers.remove(it)
+		it.resting, it.dirty = true, true
+		q.timers.add(it, it.until)
 	case it.state == waiting:
 		q.timers.remove(it)
 		q.enqueue(it)
@@ -120,7 +127,7 @@ func (q *queue) next(now time.Time) *item {
 		clear(q.ready[n:])
 		q.ready, q.head = q.ready[:n], 0
 	}
-	it.state, it.since = running, now
+	it.state, it.since, it.spaced = running, now, false
 	return it
 }
 
@@ -157,7 +164,7 @@ func (q *queue) finish(it *item, o outcome, after time.Duration, now time.Time) 
 		case dirty:
 			q.enqueue(it)
 		case after > 0:
-			it.state = waiting
+			it.state, it.spaced, it.until = waiting, q.spacing > 0, now.Add(q.spacing)
 			q.timers.add(it, now.Add(max(after, q.spacing)))
 		default:
 			delete(q.items, it.key)

@@ -87,4 +87,22 @@ func TestQueueSpacing(t *testing.T) {
 	if len(q.items) != 0 || len(tm.items) != 0 || q.wakes.first != nil {
 		t.Fatal("a key whose rest is over is kept")
 	}
+
+	// A pass that asks for another one later is spaced too.
+	q.wake(k, 20)
+	q.finish(q.next(now), done, time.Minute, now)
+	q.wake(k, 21)
+	if q.next(now) != nil {
+		t.Fatal("a key that waits for the clock is worked on before its spacing is over")
+	}
+	tm.fire(now.Add(time.Second))
+	it = q.next(now.Add(time.Second))
+	if it == nil {
+		t.Fatal("a key that waits for the clock is not queued when it was woken and its spacing is over")
+	}
+	q.finish(it, done, time.Minute, now)
+	tm.fire(now.Add(time.Minute))
+	if q.next(now.Add(time.Minute)) == nil {
+		t.Fatal("a key that waits for the clock is not queued when that comes")
+	}
 }

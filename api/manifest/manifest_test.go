@@ -138,6 +138,9 @@ func TestHint(t *testing.T) {
 		{"PersistentVolumeClaim", `PersistentVolumeClaim "x" is invalid: spec.accessModes: Required value: at least 1 access mode is required`, "accessModes"},
 		{"Deployment", `Deployment.apps "x" is invalid: spec.selector: Required value`, "selector"},
 		{"Deployment", `Deployment.apps "x" is invalid: spec.replicas: Invalid value: -1`, ""},
+		{"CustomResourceDefinition", `strict decoding error: unknown field "spec.version"`, "spec.versions"},
+		{"CustomResourceDefinition", `CustomResourceDefinition.apiextensions.k8s.io "x" is invalid: spec.versions: Required value`, "spec.versions"},
+		{"CustomResourceDefinition", `CustomResourceDefinition.apiextensions.k8s.io "x" is invalid: spec.versions[0].schema.openAPIV3Schema.properties[a].x-kubernetes-list-map-keys: Invalid value`, ""},
 		{"CustomResourceDefinition", `CustomResourceDefinition.apiextensions.k8s.io "x" is invalid: spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required`, "schema"},
 	} {
 		have := Hint(c.kind, c.refusal)
