@@ -67,6 +67,8 @@ func (p *pass) account(pod *corev1.Pod) {
 	index := indexOf(pod)
 	valid := !p.indexed() || index >= 0 && index < number(p.job.Spec.Completions, 0)
 	switch {
+	case p.letGo(pod):
+		p.free[pod.UID] = true
 	case pod.Status.Phase == corev1.PodSucceeded:
 		switch {
 		case !p.indexed():
@@ -75,8 +77,6 @@ func (p *pass) account(pod *corev1.Pod) {
 		case !valid || p.before.has(index):
 			p.free[pod.UID] = true
 		}
-	case p.succeeding && pod.DeletionTimestamp != nil:
-		p.free[pod.UID] = true // what the job deletes because it has succeeded has not failed
 	case p.isFailed(pod):
 		action, _ := p.judge(pod)
 		ignored := action == batchv1.PodFailurePolicyActionIgnore
@@ -95,6 +95,9 @@ func (p *pass) account(pod *corev1.Pod) {
 		p.free[pod.UID] = true
 	}
 }
+
+// letGo tells the pods that the job deletes because it has succeeded: however they end, they are not counted.
+func (p *pass) letGo(pod *corev1.Pod) bool { return p.succeeding && pod.DeletionTimestamp != nil }
 
 // list puts a pod on a list of those that ended and are not counted yet, as far as there is room.
 func (p *pass) list(uids *[]types.UID, pod *corev1.Pod) {
@@ -126,7 +129,7 @@ func (p *pass) countIndexes() {
 	p.before = parseIndexes(p.status.CompletedIndexes, limit)
 	var fresh []int
 	for _, pod := range p.pods {
-		if i := indexOf(pod); pod.Status.Phase == corev1.PodSucceeded && tracked(pod) && i >= 0 && i < limit {
+		if i := indexOf(pod); pod.Status.Phase == corev1.PodSucceeded && tracked(pod) && !p.letGo(pod) && i >= 0 && i < limit {
 			fresh = append(fresh, i)
 		}
 	}
