@@ -45,3 +45,31 @@ func BenchmarkSchedule(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkWhy explains one pod on 5,000 nodes with 10,000 pods.
+func BenchmarkWhy(b *testing.B) {
+	s := &State{}
+	pod := func(i int) *corev1.Pod {
+		p := &corev1.Pod{}
+		p.Name, p.Namespace, p.UID = fmt.Sprint("pod-", i), "default", types.UID(fmt.Sprint(i))
+		p.Labels = map[string]string{"app": "x"}
+		p.Spec.NodeName = fmt.Sprintf("node-%05d", i%5000)
+		p.Spec.Containers = []corev1.Container{{Name: "x"}}
+		return p
+	}
+	for i := range 5000 {
+		n := &corev1.Node{}
+		n.Name = fmt.Sprintf("node-%05d", i)
+		n.Labels = map[string]string{corev1.LabelHostname: n.Name}
+		n.Status.Allocatable = quantities(map[corev1.ResourceName]string{"cpu": "32", "memory": "256Gi", "pods": "110"})
+		s.Add("nodes", n)
+	}
+	for i := range 10000 {
+		s.Add("pods", pod(i))
+	}
+	for b.Loop() {
+		if r, err := s.Why(pod(0)); err != nil || len(r.Nodes) != 5000 {
+			b.Fatal(err)
+		}
+	}
+}

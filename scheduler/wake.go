@@ -40,6 +40,10 @@ func nodeChanges(old, fresh *corev1.Node) change {
 	if !sameList(old.Status.Allocatable, fresh.Status.Allocatable) || !slices.Equal(old.Status.DeclaredFeatures, fresh.Status.DeclaredFeatures) {
 		what |= nodeAllocatable
 	}
+	if what != 0 {
+		// To a pod that it could not hold before it is as good as a new one. Nodes begin with a taint and lose it.
+		what |= nodeAdded
+	}
 	return what
 }
 
