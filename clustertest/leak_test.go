@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -95,5 +96,46 @@ func TestManySideBySide(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestAHundred has a hundred clusters at work at the same time, in bounded memory.
+func TestAHundred(t *testing.T) {
+	if testing.Short() {
+		t.Skip("some seconds of work for all processors")
+	}
+	const most = 1 << 30
+	before := inUse()
+	clusters := make([]*Cluster, 100)
+	for i := range clusters {
+		clusters[i] = Start(t)
+	}
+	var group sync.WaitGroup
+	for _, c := range clusters {
+		group.Go(func() {
+			deployments := c.Client().AppsV1().Deployments("default")
+			if _, err := deployments.Create(t.Context(), deployment("web", 5), metav1.CreateOptions{}); err != nil {
+				t.Error(err)
+				return
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := c.until(ctx, func() error {
+				d, err := deployments.Get(ctx, "web", metav1.GetOptions{})
+				if err == nil && d.Status.AvailableReplicas != 5 {
+					err = fmt.Errorf("%d are available", d.Status.AvailableReplicas)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if used := inUse() - before; used > most {
+		t.Errorf("they use %d MiB", used>>20)
+	} else {
+		t.Logf("they use %d MiB", used>>20)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -192,6 +193,31 @@ func TestANodeFails(t *testing.T) {
 		}
 		if n := on("node-1", leaving); n != 0 {
 			t.Errorf("%d pods have still not left the node that is back", n)
+		}
+	})
+}
+
+// TestAPodBeforeTheFirstNode has a pod wait for a node, which begins, as all do, with the taint of one that is not ready.
+func TestAPodBeforeTheFirstNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := Start(t, Nodes(0))
+		pods := c.Client().CoreV1().Pods("default")
+		if _, err := pods.Create(t.Context(), &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "early"}, Spec: template(nil).Spec}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute) // no back-off is left
+		now := metav1.Now()
+		enough := corev1.ResourceList{corev1.ResourcePods: resource.MustParse("10")}
+		_, err := c.Client().CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "late"},
+			Status: corev1.NodeStatus{Capacity: enough, Allocatable: enough, Conditions: []corev1.NodeCondition{
+				{Type: corev1.NodeReady, Status: corev1.ConditionTrue, LastHeartbeatTime: now, LastTransitionTime: now}}}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		synctest.Wait()
+		if p, err := pods.Get(t.Context(), "early", metav1.GetOptions{}); err != nil || p.Spec.NodeName != "late" {
+			t.Errorf("the pod is on %q (%v): %v", p.Spec.NodeName, err, p.Status.Conditions)
 		}
 	})
 }
