@@ -75,10 +75,11 @@ func (p *pass) replica(i int) (stop bool, err error) {
 	}
 	p.retain(n, pod, false)
 	if p.ordered() && (pod.DeletionTimestamp != nil || !p.available(pod)) {
-		if i >= p.partition() && p.replaceable(pod) {
+		again, err := p.replaceable(n, pod)
+		if again {
 			p.remove(pod)
 		}
-		return true, nil
+		return true, err
 	}
 	if !identified(pod, n) && pod.DeletionTimestamp == nil {
 		fixed := pod.DeepCopy()
@@ -88,9 +89,13 @@ func (p *pass) replica(i int) (stop bool, err error) {
 	return false, nil
 }
 
-// replaceable tells whether a pod that others wait for is broken and has another template to be made from.
-func (p *pass) replaceable(pod *corev1.Pod) bool {
-	return p.rolling() && pod.DeletionTimestamp == nil && revisionOf(pod) != p.update.Name && p.hopeless(pod)
+// replaceable tells whether pod number n, for which others wait, is broken and would be made from another template now.
+func (p *pass) replaceable(n int, pod *corev1.Pod) (bool, error) {
+	if !p.rolling() || pod.DeletionTimestamp != nil || !p.hopeless(pod) {
+		return false, nil
+	}
+	_, rev, err := p.templateOf(n)
+	return rev == p.update.Name && rev != revisionOf(pod), err
 }
 
 // hopeless tells whether a pod is broken and not to be waited for.
