@@ -21,7 +21,7 @@ type encryption struct {
 	// revision gives the present one; nil until the store is open.
 	revision func() store.Revision
 	watcher  notify.Watcher
-	last     string // the sum of the file that counts
+	last     string               // the sum of the file that counts
 	sub      *notify.Subscription // nil if the file is read once
 }
 
