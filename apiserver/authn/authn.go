@@ -53,8 +53,17 @@ var ErrUnauthorized = errors.New("invalid bearer token")
 const CredentialID = "authentication.kubernetes.io/credential-id"
 
 // Authenticate returns the user of a request, false where the request bears no credentials,
-// or an error that says what is wrong with them (for the log, not for the client).
+// or an error that says what is wrong with them (for the log, not for the client). Tokens are taken out of the WebSocket
+// protocols of a request whose user is found; the header Authorization is left to the caller.
 func (a *Authenticator) Authenticate(r *http.Request) (client.User, bool, error) {
+	user, found, err := a.find(r)
+	if found {
+		dropProtocolTokens(r.Header)
+	}
+	return user, found, err
+}
+
+func (a *Authenticator) find(r *http.Request) (client.User, bool, error) {
 	var certErr error
 	if a.ClientCA != nil && r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		var user client.User
@@ -62,7 +71,11 @@ func (a *Authenticator) Authenticate(r *http.Request) (client.User, bool, error)
 			return user, true, nil
 		}
 	}
-	if token, ok := bearer(r); ok {
+	token, err := bearer(r)
+	if err != nil {
+		return client.User{}, false, errors.Join(certErr, err)
+	}
+	if token != "" {
 		user, _, err := a.Token(r.Context(), token, nil)
 		return user, err == nil, errors.Join(certErr, err)
 	}
@@ -122,12 +135,12 @@ func authenticated(u client.User) client.User {
 	return u
 }
 
-// bearer returns the token of a request, from the header or, for WebSockets of browsers, from the protocol list.
-func bearer(r *http.Request) (string, bool) {
+// bearer returns the token of a request, from the header or, for WebSockets of browsers, from the protocol list; "" if there is none.
+func bearer(r *http.Request) (string, error) {
 	scheme, token, ok := strings.Cut(strings.TrimSpace(r.Header.Get("Authorization")), " ")
 	if ok && strings.EqualFold(scheme, "bearer") {
 		token, _, _ = strings.Cut(token, " ")
-		return token, token != ""
+		return token, nil
 	}
 	return webSocketToken(r)
 }

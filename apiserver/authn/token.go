@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -451,23 +450,6 @@ func LastUsed(secret *corev1.Secret, day string) *corev1.Secret {
 	}
 	secret.Labels[lastUsedLabel] = day
 	return secret
-}
-
-// webSocketToken finds a token among the WebSocket protocols, where browsers put it.
-func webSocketToken(r *http.Request) (string, bool) {
-	const prefix = "base64url.bearer.authorization.k8s.io."
-	if r.Header.Get("Upgrade") == "" {
-		return "", false
-	}
-	for _, h := range r.Header["Sec-Websocket-Protocol"] {
-		for p := range strings.SplitSeq(h, ",") {
-			if encoded, ok := strings.CutPrefix(strings.TrimSpace(p), prefix); ok {
-				token, err := base64.RawURLEncoding.DecodeString(encoded)
-				return string(token), err == nil
-			}
-		}
-	}
-	return "", false
 }
 
 // KeySet is the JSON Web Key Set with which others verify tokens (/openid/v1/jwks).

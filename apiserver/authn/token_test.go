@@ -64,8 +64,8 @@ func FuzzToken(f *testing.F) {
 func FuzzBearer(f *testing.F) {
 	f.Add("Bearer x y", "base64url.bearer.authorization.k8s.io.YQ")
 	f.Fuzz(func(t *testing.T, header, protocol string) {
-		r := &http.Request{Header: http.Header{"Authorization": {header}, "Upgrade": {"websocket"}, "Sec-Websocket-Protocol": {protocol}}}
-		if token, ok := bearer(r); ok && strings.HasPrefix(header, "Bearer ") && strings.Contains(token, " ") {
+		r := &http.Request{Header: http.Header{"Authorization": {header}, "Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Protocol": {protocol}}}
+		if token, err := bearer(r); err == nil && strings.HasPrefix(header, "Bearer ") && strings.Contains(token, " ") {
 			t.Errorf("%q", token)
 		}
 	})
