@@ -123,6 +123,41 @@ func (e *extension) apiService(available bool) *apiregistrationv1.APIService {
 
 var user = client.User{Name: "ada", UID: "7", Groups: []string{"crew", "system:authenticated"}, Extra: map[string][]string{"scopes/a": {"x", "y"}}}
 
+// TestConnectionHeader: a client cannot have the proxy take away the headers that say who it is, by naming them in Connection.
+func TestConnectionHeader(t *testing.T) {
+	e := newExtension(t)
+	a, _ := setup(t, e)
+	a.Set(e.apiService(true))
+	f := front(t, a)
+	for _, upgrade := range []string{"", "echo"} {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(f.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+		also := ""
+		if upgrade != "" {
+			also = "Connection: Upgrade\r\nUpgrade: " + upgrade + "\r\n"
+		}
+		fmt.Fprintf(conn, "GET /apis/ext.example.com/v1/namespaces/a/flunders HTTP/1.1\r\nHost: x\r\n"+
+			"Connection: X-Remote-User, X-Remote-Group, X-Remote-Uid, X-Remote-Extra-Scopes%%2fa\r\nConnection: Audit-Id\r\n%sX-Remote-User: root\r\n\r\n", also)
+		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 1))
+		h := <-e.seen
+		if h.Get("X-Remote-User") != "ada" || h.Get("X-Remote-Uid") != "7" || strings.Join(h["X-Remote-Group"], " ") != "crew system:authenticated" ||
+			strings.Join(h["X-Remote-Extra-Scopes%2fa"], " ") != "x y" || h.Get("Audit-Id") != "1234" {
+			t.Errorf("upgrade %q: the user did not arrive: %v", upgrade, h)
+		}
+		if c := strings.Join(h["Connection"], ","); strings.Contains(c, "X-Remote") {
+			t.Errorf("upgrade %q: Connection: %s", upgrade, c)
+		}
+	}
+}
+
 // front serves what the aggregator answers for, as the API server does.
 func front(t *testing.T, a *Aggregator) *httptest.Server {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -131,6 +166,7 @@ func front(t *testing.T, a *Aggregator) *httptest.Server {
 			http.Error(w, "ours", http.StatusTeapot)
 			return
 		}
+		w.Header().Set("Audit-Id", "1234")
 		h.ServeHTTP(w, r.WithContext(client.WithUser(r.Context(), user)))
 	}))
 	t.Cleanup(s.Close)
@@ -199,7 +235,7 @@ func TestWrongCertificate(t *testing.T) {
 	s := e.apiService(true)
 	s.Spec.InsecureSkipTLSVerify = false
 	a.Set(s)
-	if code, text := get(t, front(t, a).URL); code != 503 || !strings.Contains(text, "certificate") {
+	if code, text := get(t, front(t, a).URL); code != 503 || strings.Contains(text, "certificate") || strings.Contains(text, "10.1.2.3") || !strings.Contains(text, `"reason":"ServiceUnavailable"`) {
 		t.Errorf("%d %s", code, text)
 	}
 	if err := a.Probe(t.Context(), s); err == nil || !strings.HasPrefix(err.Error(), "failing or missing response from https://api.ext.svc:7443/apis/ext.example.com/v1: ") {

@@ -1,10 +1,13 @@
 package aggregate
 
 import (
+	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilproxy "k8s.io/apimachinery/pkg/util/proxy"
 	"k8s.io/client-go/transport"
 	"k8s.io/streaming/pkg/httpstream"
@@ -53,21 +56,61 @@ func (s *service) forward(w http.ResponseWriter, r *http.Request, user client.Us
 			out.Header.Del(name) // the user is who was impersonated
 		}
 	}
-	transport.SetAuthProxyHeaders(out, user.Name, user.UID, user.Groups, user.Extra)
-	if id := w.Header().Get("Audit-Id"); id != "" {
-		out.Header.Set("Audit-Id", id)
-	}
-	h := utilproxy.NewUpgradeAwareHandler(location, c.Transport, true, target.HTTP1, responder{})
+	via := &speaker{base: c.Transport, user: user, audit: w.Header().Get("Audit-Id")}
+	h := utilproxy.NewUpgradeAwareHandler(location, via, true, target.HTTP1, responder{s})
+	h.UpgradeTransport = via
 	h.UseLocationHost = true
 	h.FlushInterval = -1 // events of watches go out as they come
 	h.RejectForwardingRedirects = true
 	h.ServeHTTP(w, out)
 }
 
-// responder hears of failures before a response began.
-type responder struct{}
+// speaker tells a server for whom a request is. It stands behind the reverse proxy, which takes away every header that the client
+// names in its header Connection.
+type speaker struct {
+	base  http.RoundTripper
+	user  client.User
+	audit string // "" for a request without id
+}
 
-// Error implements utilproxy.ErrorResponder.
-func (responder) Error(w http.ResponseWriter, _ *http.Request, err error) {
-	http.Error(w, err.Error(), http.StatusServiceUnavailable)
+// RoundTrip implements http.RoundTripper.
+func (s *speaker) RoundTrip(r *http.Request) (*http.Response, error) { return s.base.RoundTrip(s.mark(r)) }
+
+// WrappedRoundTripper implements net.RoundTripperWrapper of apimachinery, which finds the dialer for upgrades by it.
+func (s *speaker) WrappedRoundTripper() http.RoundTripper { return s.base }
+
+// WrapRequest implements utilproxy.UpgradeRequestRoundTripper.
+func (s *speaker) WrapRequest(r *http.Request) (*http.Request, error) {
+	r = s.mark(r)
+	// The client's own list would have proxies on the way take away what was just set.
+	r.Header.Set("Connection", "Upgrade")
+	return r, nil
+}
+
+func (s *speaker) mark(r *http.Request) *http.Request {
+	r = r.Clone(r.Context())
+	transport.SetAuthProxyHeaders(r, s.user.Name, s.user.UID, s.user.Groups, s.user.Extra)
+	if s.audit != "" {
+		r.Header.Set("Audit-Id", s.audit)
+	}
+	return r
+}
+
+// responder hears of failures before a response began.
+type responder struct{ *service }
+
+// Error implements utilproxy.ErrorResponder. What went wrong between here and the server is for the log, not for users.
+func (s responder) Error(w http.ResponseWriter, r *http.Request, err error) {
+	level := slog.LevelWarn
+	if r.Context().Err() != nil {
+		level = slog.LevelDebug // the client went away
+	}
+	s.owner.Log.Log(r.Context(), level, "a request could not be handed to an aggregated server", "group", s.gv.String(), "error", err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusServiceUnavailable)
+	_ = json.NewEncoder(w).Encode(&metav1.Status{ // a client that went away
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+		Status:   metav1.StatusFailure, Reason: metav1.StatusReasonServiceUnavailable, Code: http.StatusServiceUnavailable,
+		Message: "the server of " + s.gv.String() + " cannot be reached",
+	})
 }
