@@ -378,6 +378,58 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
+// TestDocument: everybody may ask for a document, and so nothing but that is asked, in the name of nobody powerful.
+func TestDocument(t *testing.T) {
+	e := newExtension(t)
+	bodies := make(chan string, 10)
+	e.handler = func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		bodies <- string(body)
+		w.Header().Set("ETag", "1")
+		fmt.Fprintf(w, "%s %s", r.Method, r.URL)
+	}
+	a, _ := setup(t, e)
+	s := e.apiService(true)
+	a.Set(s)
+	if err := a.Look(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	for len(e.seen) > 0 {
+		if h := <-e.seen; h.Get("X-Remote-User") == "system:aggregator" && strings.Contains(fmt.Sprint(h["X-Remote-Group"]), "masters") {
+			t.Errorf("documents are asked for as %v", h)
+		}
+	}
+	ask := func(method, url string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(method, url, strings.NewReader("body"))
+		r = r.WithContext(client.WithUser(r.Context(), user))
+		r.Header = http.Header{"Accept": {"application/json"}, "If-None-Match": {`"x"`}, "X-Evil": {"1"}, "Cookie": {"a=b"},
+			"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
+		w := httptest.NewRecorder()
+		a.Documents()[0].Handler.ServeHTTP(w, r)
+		return w
+	}
+	for _, method := range []string{"POST", "DELETE", "PUT", "PATCH", "CONNECT"} {
+		if w := ask(method, "/openapi/v3/apis/ext.example.com/v1"); w.Code != http.StatusMethodNotAllowed || len(e.seen) != 0 {
+			t.Errorf("%s: %d, and the server was asked %d times", method, w.Code, len(e.seen))
+		}
+	}
+	for url, want := range map[string]string{
+		"/openapi/v3/x/../apis/ext.example.com/v1?a=b&hash=OLD": "GET /openapi/v3/apis/ext.example.com/v1",
+		"/openapi/v3/apis/ext.example.com/v1?hash=ABC&watch=1":  "GET /openapi/v3/apis/ext.example.com/v1?hash=ABC",
+	} {
+		if w := ask("GET", url); w.Code != 200 || w.Body.String() != want {
+			t.Errorf("%s: %d %s", url, w.Code, w.Body)
+		}
+		h := <-e.seen
+		if body := <-bodies; body != "" || h.Get("X-Evil") != "" || h.Get("Cookie") != "" || h.Get("Upgrade") != "" || h.Get("If-None-Match") != `"x"` || h.Get("Accept") != "application/json" {
+			t.Errorf("%s: %q went on with %v", url, body, h)
+		}
+		if h.Get("X-Remote-User") != "system:aggregator" || strings.Join(h["X-Remote-Group"], ",") != "system:authenticated" {
+			t.Errorf("%s: asked as %v", url, h)
+		}
+	}
+}
+
 func TestPriorities(t *testing.T) {
 	e := newExtension(t)
 	a, _ := setup(t, e)

@@ -40,6 +40,9 @@ const (
 // ourselves is who we are when we ask for ourselves. Members of system:masters are let in by every server.
 var ourselves = client.User{Name: "system:kube-aggregator", Groups: []string{client.GroupMasters}}
 
+// reader is who we are when we ask for documents, which everybody who is known may read.
+var reader = client.User{Name: "system:aggregator", Groups: []string{client.GroupAuthenticated}}
+
 // Probe asks the server of an APIService whether it is there, in a way that each has to answer.
 // The error is worded as the APIService's condition tells it.
 func (a *Aggregator) Probe(ctx context.Context, s *apiregistrationv1.APIService) error {
@@ -48,7 +51,7 @@ func (a *Aggregator) Probe(ctx context.Context, s *apiregistrationv1.APIService)
 		return err
 	}
 	gv := schema.GroupVersion{Group: s.Spec.Group, Version: s.Spec.Version}
-	answer, u, err := a.ask(ctx, t, discoveryPath(gv), "")
+	answer, u, err := a.ask(ctx, &ourselves, t, discoveryPath(gv), "")
 	if err == nil && (answer.code < 200 || answer.code >= 300) {
 		err = fmt.Errorf("bad status from %v: %d", u, answer.code)
 	}
@@ -76,7 +79,7 @@ type answer struct {
 }
 
 // ask gets a path of a server.
-func (a *Aggregator) ask(ctx context.Context, t *backend.Target, path, accept string) (answer, *url.URL, error) {
+func (a *Aggregator) ask(ctx context.Context, as *client.User, t *backend.Target, path, accept string) (answer, *url.URL, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	c, u, err := a.Pool.Client(*t)
@@ -91,7 +94,7 @@ func (a *Aggregator) ask(ctx context.Context, t *backend.Target, path, accept st
 	if accept != "" {
 		r.Header.Set("Accept", accept)
 	}
-	transport.SetAuthProxyHeaders(r, ourselves.Name, "", ourselves.Groups, nil)
+	transport.SetAuthProxyHeaders(r, as.Name, "", as.Groups, nil)
 	response, err := c.Do(r)
 	if err != nil {
 		return answer{}, u, err
@@ -140,7 +143,7 @@ func (a *Aggregator) before(name string) *findings {
 
 // discover asks for the aggregated form, and for the old one of a server that has no other.
 func (a *Aggregator) discover(ctx context.Context, t *backend.Target, gv schema.GroupVersion) (*findings, error) {
-	got, _, err := a.ask(ctx, t, "/apis", acceptAggregated)
+	got, _, err := a.ask(ctx, &ourselves, t, "/apis", acceptAggregated)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +154,7 @@ func (a *Aggregator) discover(ctx context.Context, t *backend.Target, gv schema.
 		return parseAggregated(got.body, gv)
 	}
 	path := discoveryPath(gv)
-	if got, _, err = a.ask(ctx, t, path, "application/json"); err != nil {
+	if got, _, err = a.ask(ctx, &ourselves, t, path, "application/json"); err != nil {
 		return nil, err
 	}
 	if got.code != http.StatusOK {
@@ -245,7 +248,7 @@ func parseLegacy(data []byte, gv schema.GroupVersion) (*findings, error) {
 
 // hashV3 finds the group version in the server's index of documents; "" if it is not there.
 func (a *Aggregator) hashV3(ctx context.Context, t *backend.Target, gv schema.GroupVersion) string {
-	got, _, err := a.ask(ctx, t, "/openapi/v3", "application/json")
+	got, _, err := a.ask(ctx, &reader, t, "/openapi/v3", "application/json")
 	if err != nil || got.code != http.StatusOK {
 		return ""
 	}
@@ -266,11 +269,34 @@ func (a *Aggregator) hashV3(ctx context.Context, t *backend.Target, gv schema.Gr
 func (s *service) document() openapi.Remote {
 	return openapi.Remote{
 		Group: s.gv.Group, Version: s.gv.Version, Hash: s.found.hashV3,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			s.ServeHTTP(w, r.WithContext(client.WithUser(r.Context(), ourselves)))
-		}),
-		V2: s.fetchV2,
+		Handler: http.HandlerFunc(s.serveDocument),
+		V2:      s.fetchV2,
 	}
+}
+
+// serveDocument hands on the server's document in the third version. Everybody may ask for it, and we ask in our own name: nothing
+// of the client's request goes on but how it takes the document.
+func (s *service) serveDocument(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "405 method not allowed", http.StatusMethodNotAllowed)
+		return
+	}
+	u := url.URL{Path: "/openapi/v3" + discoveryPath(s.gv)}
+	if hash := s.found.hashV3; hash != "" && r.URL.Query().Get("hash") == hash {
+		u.RawQuery = url.Values{"hash": {hash}}.Encode() // may be kept for good
+	}
+	out, err := http.NewRequestWithContext(r.Context(), r.Method, u.String(), nil)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	for _, name := range []string{"Accept", "Accept-Encoding", "If-None-Match"} {
+		if values := r.Header[name]; len(values) > 0 {
+			out.Header[name] = values
+		}
+	}
+	s.ServeHTTP(w, out.WithContext(client.WithUser(out.Context(), reader)))
 }
 
 var errNoDocument = errors.New("the server has no such document")
@@ -282,7 +308,7 @@ func (s *service) fetchV2() ([]byte, error) {
 	defer f.mu.Unlock()
 	if now := s.owner.now(); f.v2At.IsZero() || now.Sub(f.v2At) >= v2Life {
 		f.v2At = now
-		got, _, err := s.owner.ask(context.Background(), s.target, "/openapi/v2", "application/json")
+		got, _, err := s.owner.ask(context.Background(), &reader, s.target, "/openapi/v2", "application/json")
 		if err == nil && got.code == http.StatusOK {
 			f.v2 = zip(got.body)
 		}

@@ -74,7 +74,9 @@ type speaker struct {
 }
 
 // RoundTrip implements http.RoundTripper.
-func (s *speaker) RoundTrip(r *http.Request) (*http.Response, error) { return s.base.RoundTrip(s.mark(r)) }
+func (s *speaker) RoundTrip(r *http.Request) (*http.Response, error) {
+	return s.base.RoundTrip(s.mark(r))
+}
 
 // WrappedRoundTripper implements net.RoundTripperWrapper of apimachinery, which finds the dialer for upgrades by it.
 func (s *speaker) WrappedRoundTripper() http.RoundTripper { return s.base }

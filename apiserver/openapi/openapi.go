@@ -49,7 +49,7 @@ type Remote struct {
 	Group, Version string
 	// Hash changes with the document; empty if the server offers no document in the third version.
 	Hash string
-	// Handler proxies requests to that server.
+	// Handler answers GET and HEAD with that server's document in the third version, whatever the path of the request.
 	Handler http.Handler
 	// V2 fetches the server's document in the second version as JSON; nil if it offers none. Servers of several group versions
 	// may give the same.
