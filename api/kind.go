@@ -81,6 +81,10 @@ type Kind struct {
 	// Fields are the selectable fields beside metadata.name and metadata.namespace, by
 	// the name that a field selector uses.
 	Fields map[string]func(obj Object) string
+	// FieldValues gives, for each of objs as they are stored, what all Fields say of it, where they cannot be read off the
+	// stored object (a webhook converts it into the version of the request). It converts all of them at once, and fails where that
+	// fails. Nil: Fields read the stored object.
+	FieldValues func(ctx context.Context, objs []Object) ([]map[string]string, error)
 	// Indexes file objects under values for in-process readers (store.Snapshot.Index).
 	// The indexes "owner" (by controller and other owner UIDs) and "label" are not
 	// listed here: every kind has "owner".

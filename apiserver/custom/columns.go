@@ -1,6 +1,7 @@
 package custom
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -116,37 +117,53 @@ func fields(v *apiextensionsv1.CustomResourceDefinitionVersion) map[string]func(
 	return out
 }
 
+// values is api.Kind.FieldValues for objects that a webhook converts.
+func (f *fieldValues) values(ctx context.Context, k *api.Kind, objs []api.Object) ([]map[string]string, error) {
+	out := make([]map[string]string, len(objs))
+	var cold []api.Object
+	var where []int
+	f.mu.Lock()
+	for i, o := range objs {
+		if out[i] = f.all[keyOf(o)]; out[i] == nil {
+			cold, where = append(cold, o), append(where, i)
+		}
+	}
+	f.mu.Unlock()
+	if len(cold) == 0 {
+		return out, nil
+	}
+	converted, err := k.Hub().Convert(ctx, cold)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n, i := range where {
+		out[i] = make(map[string]string, len(k.Fields))
+		for name, get := range k.Fields {
+			out[i][name] = get(converted[n])
+		}
+		if f.all == nil || len(f.all) >= maxFieldValues {
+			f.all = map[fieldKey]map[string]string{}
+		}
+		f.all[keyOf(cold[n])] = out[i]
+	}
+	return out, nil
+}
+
 // fieldValues remembers the selectable fields of objects that a webhook converts, so that each state of an object is
 // converted once for its selectors. Safe for concurrent use.
 type fieldValues struct {
 	mu  sync.Mutex // guards all below
-	all map[fieldKey]string
+	all map[fieldKey]map[string]string
 }
 
 type fieldKey struct {
-	uid             types.UID
-	revision, field string
+	uid      types.UID
+	revision string
 }
 
-// maxFieldValues is how many values are remembered; when there are more, all are forgotten.
-const maxFieldValues = 10000
+func keyOf(o api.Object) fieldKey { return fieldKey{o.GetUID(), o.GetResourceVersion()} }
 
-func (f *fieldValues) get(key fieldKey, find func() (string, bool)) string {
-	f.mu.Lock()
-	value, ok := f.all[key]
-	f.mu.Unlock()
-	if ok {
-		return value
-	}
-	value, ok = find()
-	if !ok {
-		return ""
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.all == nil || len(f.all) >= maxFieldValues {
-		f.all = map[fieldKey]string{}
-	}
-	f.all[key] = value
-	return value
-}
+// maxFieldValues is of how many states of objects values are remembered; when there are more, all are forgotten.
+const maxFieldValues = 2000

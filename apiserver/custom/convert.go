@@ -3,8 +3,11 @@ package custom
 import (
 	"context"
 	"fmt"
+	"net/http"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -20,8 +23,19 @@ func (d *definition) webhook() *apiextensionsv1.WebhookConversion {
 }
 
 // convert is api.Version.Convert to a version: what is in another is brought into it, what is in it already gets the
-// defaults of today.
+// defaults of today. That it fails is always a failure of the server (500), in upstream's words: what its cause says of
+// itself (that the service of a webhook is not found) is not true of the objects, and ends here.
 func (d *definition) convert(ctx context.Context, to string, objs []api.Object) ([]api.Object, error) {
+	out, err := d.convertObjects(ctx, to, objs)
+	if err != nil {
+		return nil, &apierrors.StatusError{ErrStatus: metav1.Status{
+			Status: metav1.StatusFailure, Code: http.StatusInternalServerError, Reason: metav1.StatusReasonInternalError, Message: err.Error(),
+		}}
+	}
+	return out, nil
+}
+
+func (d *definition) convertObjects(ctx context.Context, to string, objs []api.Object) ([]api.Object, error) {
 	want := d.crd.Spec.Group + "/" + to
 	target := d.schemas[to]
 	if target == nil {

@@ -84,19 +84,11 @@ func (d *definition) view(name string) *api.Kind {
 		Fields:       fields(r.version),
 		Subresources: d.subresources(r),
 	}
-	if d.webhook() != nil {
+	if d.webhook() != nil && len(k.Fields) > 0 {
 		// What a selector compares is the object in the version of the request.
 		memory := &fieldValues{}
-		for name, get := range k.Fields {
-			k.Fields[name] = func(obj api.Object) string {
-				return memory.get(fieldKey{obj.GetUID(), obj.GetResourceVersion(), name}, func() (string, bool) {
-					o, err := k.Loaded(context.Background(), obj)
-					if err != nil {
-						return "", false
-					}
-					return get(o), true
-				})
-			}
+		k.FieldValues = func(ctx context.Context, objs []api.Object) ([]map[string]string, error) {
+			return memory.values(ctx, k, objs)
 		}
 	}
 	if name != d.storage {

@@ -63,7 +63,7 @@ func TestSelection(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := ""
-		for e := range sel.Walk(st.Snapshot(), nil) {
+		for e := range sel.Walk(t.Context(), st.Snapshot(), nil) {
 			got += e.Namespace + "/" + e.Name + " "
 		}
 		if got != test.want {

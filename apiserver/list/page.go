@@ -77,13 +77,19 @@ func (l *Lister) List(ctx context.Context, sel *Selection, namespace string, nam
 		if after == nil && sel.index == "" && sel.name == "" {
 			page.Entries = make([]*store.Entry, 0, snap.Count(sel.resource, sel.namespace))
 		}
-		for e := range sel.Walk(snap, after) {
+		for e, err := range sel.Walk(ctx, snap, after) {
+			if err != nil {
+				return Page{}, err
+			}
 			page.Entries = append(page.Entries, e)
 		}
 		return page, nil
 	}
 	more := int64(0)
-	for e := range sel.Walk(snap, after) {
+	for e, err := range sel.Walk(ctx, snap, after) {
+		if err != nil {
+			return Page{}, err
+		}
 		if int64(len(page.Entries)) < o.Limit {
 			page.Entries = append(page.Entries, e)
 			continue

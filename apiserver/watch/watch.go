@@ -95,7 +95,7 @@ func (q *Request) Serve(w http.ResponseWriter, r *http.Request) error {
 	w.WriteHeader(http.StatusOK)
 	s.flush()
 	if q.Options.SendInitialEvents {
-		if !s.initial(snap) {
+		if !s.initial(ctx, snap) {
 			return nil
 		}
 	}
@@ -131,8 +131,11 @@ func (s *stream) cursor(from store.Revision) (store.Cursor, error) {
 }
 
 // initial sends the present state and the bookmark that ends it; false when the client is gone.
-func (s *stream) initial(snap store.Snapshot) bool {
-	for e := range s.Selection.Walk(snap, nil) {
+func (s *stream) initial(ctx context.Context, snap store.Snapshot) bool {
+	for e, err := range s.Selection.Walk(ctx, snap, nil) {
+		if err != nil {
+			return s.broken(err)
+		}
 		if !s.event(wire.Added, e) || len(s.buf) >= chunk && !s.write() {
 			return false
 		}
@@ -159,7 +162,7 @@ func (s *stream) run(ctx context.Context, cursor store.Cursor) {
 			return
 		}
 		if len(events) > 0 {
-			if !s.events(events) {
+			if !s.events(ctx, events) {
 				return
 			}
 			continue
@@ -191,22 +194,47 @@ func (s *stream) progress(position store.Revision) bool {
 }
 
 // events sends a batch; false when the client is gone.
-func (s *stream) events(events []store.Event) bool {
+func (s *stream) events(ctx context.Context, events []store.Event) bool {
+	selected, err := s.selected(ctx, events)
+	if err != nil {
+		return s.broken(err)
+	}
 	for i := range events {
 		if events[i].Entry.Revision <= s.skip {
 			continue
 		}
-		if !s.change(&events[i]) || len(s.buf) >= chunk && !s.write() {
+		if !s.change(&events[i], selected) || len(s.buf) >= chunk && !s.write() {
 			return false
 		}
 	}
 	return s.write()
 }
 
+// selected gives the test whether an object of these events is selected.
+func (s *stream) selected(ctx context.Context, events []store.Event) (func(api.Object) bool, error) {
+	if !s.Selection.Converts() {
+		return s.Selection.Over(ctx, nil)
+	}
+	var objs []api.Object
+	for i := range events {
+		ev := &events[i]
+		if ev.Entry.Revision <= s.skip {
+			continue
+		}
+		if !ev.Deleted {
+			objs = append(objs, ev.Entry.Object.(api.Object))
+		}
+		if ev.Prev != nil {
+			objs = append(objs, ev.Prev.Object.(api.Object))
+		}
+	}
+	return s.Selection.Over(ctx, objs)
+}
+
 // change shows one event as this selection sees it.
-func (s *stream) change(ev *store.Event) bool {
-	now := !ev.Deleted && s.Selection.Matches(ev.Entry.Object.(api.Object))
-	before := ev.Prev != nil && s.Selection.Matches(ev.Prev.Object.(api.Object))
+func (s *stream) change(ev *store.Event, selected func(api.Object) bool) bool {
+	now := !ev.Deleted && selected(ev.Entry.Object.(api.Object))
+	before := ev.Prev != nil && selected(ev.Prev.Object.(api.Object))
 	switch {
 	case now && before:
 		return s.event(wire.Modified, ev.Entry)
