@@ -25,7 +25,7 @@ var marker = []byte("k8s:enc:")
 type Codec struct {
 	store.Codec
 	now   atomic.Pointer[table]
-	stale sync.Map // store.Key -> struct{}
+	stale sync.Map // resource -> struct{}: something of it was read that was in another form than would be written
 }
 
 // table is one configuration. It is immutable but for what it remembers.
@@ -82,10 +82,11 @@ func (c *Codec) Check() error {
 	return nil
 }
 
-// Stale tells whether what was read of a key, or written before a Reload, was in another form than would be written today: with another
-// key, or in plain text. Once it was written since, the answer means nothing.
+// Stale tells whether what was read of a key, or written before a Reload, may be in another form than would be written today: with
+// another key, or in plain text. It is remembered for a resource as a whole, so that it takes no room for each object. Once the
+// object was written since, the answer means nothing: the caller knows at which revision it began to read or reloaded.
 func (c *Codec) Stale(key store.Key) bool {
-	if _, ok := c.stale.Load(key); ok {
+	if _, ok := c.stale.Load(key.Resource); ok {
 		return true
 	}
 	t := c.now.Load()
@@ -148,6 +149,9 @@ func (c *Codec) Encode(key store.Key, obj any) ([]byte, error) {
 	return append([]byte(providers[0].prefix), sealed...), nil
 }
 
+// EncodePlain gives what Encode encrypts, which is the same for the same object.
+func (c *Codec) EncodePlain(key store.Key, obj any) ([]byte, error) { return c.Codec.Encode(key, obj) }
+
 // Decode implements store.Codec.
 func (c *Codec) Decode(key store.Key, data []byte) (any, error) {
 	plain, err := c.plain(key, data)
@@ -157,7 +161,9 @@ func (c *Codec) Decode(key store.Key, data []byte) (any, error) {
 	// What identity would write has no prefix, and so must the data.
 	if p := c.providers(key.Resource); len(p) > 0 && (!bytes.HasPrefix(data, []byte(p[0].prefix)) || p[0].prefix == "" && bytes.HasPrefix(data, marker) ||
 		p[0].outdated != nil && p[0].outdated(data[len(p[0].prefix):])) {
-		c.stale.Store(key, struct{}{})
+		if _, ok := c.stale.Load(key.Resource); !ok {
+			c.stale.Store(key.Resource, struct{}{})
+		}
 	}
 	return c.Codec.Decode(key, plain)
 }

@@ -3,6 +3,7 @@ package encrypt
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -313,6 +314,29 @@ func TestReload(t *testing.T) {
 	}
 	if d.Stale(at) || d.now.Load().before.before != nil {
 		t.Error("the same configuration again made something stale, or is kept")
+	}
+}
+
+// TestStaleIsBounded: what is remembered of values in an old form does not grow with their number.
+func TestStaleIsBounded(t *testing.T) {
+	parse := func(providers string) *Config {
+		cfg, err := Parse([]byte(`{apiVersion: apiserver.config.k8s.io/v1, kind: EncryptionConfiguration, resources: [{resources: [secrets, configmaps], providers: [` + providers + `]}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg
+	}
+	key := `{aesgcm: {keys: [{name: k, secret: ` + base64.StdEncoding.EncodeToString(make([]byte, 32)) + `}]}}`
+	c := Wrap(texts{}, parse(key+`, {identity: {}}`))
+	for i := range 100 {
+		if _, err := c.Decode(store.Key{Resource: "secrets", Name: fmt.Sprint(i)}, []byte("plain")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := 0
+	c.stale.Range(func(any, any) bool { n++; return true })
+	if n != 1 || !c.Stale(store.Key{Resource: "secrets", Name: "7"}) || c.Stale(store.Key{Resource: "configmaps", Name: "7"}) {
+		t.Errorf("%d things are remembered", n)
 	}
 }
 

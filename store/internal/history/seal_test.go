@@ -1,6 +1,7 @@
 package history
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -14,13 +15,34 @@ func (textCodec) Encode(_ store.Key, obj any) ([]byte, error) { return []byte(*o
 
 func (textCodec) Decode(_ store.Key, data []byte) (any, error) { s := string(data); return &s, nil }
 
+// restless stores the same object in another form each time.
+type restless struct {
+	textCodec
+	n *int
+}
+
+func (r restless) Encode(_ store.Key, obj any) ([]byte, error) {
+	*r.n++
+	return fmt.Appendf(nil, "%d%s", *r.n, *obj.(*string)), nil
+}
+
+func (r restless) EncodePlain(key store.Key, obj any) ([]byte, error) {
+	return r.textCodec.Encode(key, obj)
+}
+
 // TestMutationIsNoticed changes a shared object, in builds that check invariants:
 // go test -tags invariants.
 func TestMutationIsNoticed(t *testing.T) {
 	if !invariant.Enabled {
 		t.Skip("this build does not check invariants")
 	}
-	h := New(store.Options{Codec: textCodec{}})
+	for name, codec := range map[string]store.Codec{"steady": textCodec{}, "restless": restless{n: new(int)}} {
+		t.Run(name, func(t *testing.T) { mutate(t, codec) })
+	}
+}
+
+func mutate(t *testing.T, codec store.Codec) {
+	h := New(store.Options{Codec: codec})
 	key := store.Key{Resource: "a", Name: "x"}
 	text, other := "one", "two"
 	h.Lock()
