@@ -2,6 +2,7 @@ package fairness
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
@@ -93,6 +94,7 @@ func (c *core) shareOut(objects map[string]*flowcontrolv1.PriorityLevelConfigura
 	for _, l := range c.levels {
 		o := objects[l.name]
 		if o == nil {
+			l.least = 0 // it may finish what it has, with seats that others have no right to
 			continue
 		}
 		l.nominal = 0
@@ -264,7 +266,18 @@ func (c *core) finish(l *level, q *queue, width int, took time.Duration) {
 		q.running--
 		q.start += float64(width) * (took - estimate).Seconds()
 	}
+	c.bury(l)
 	c.dispatch()
+}
+
+// over tells whether a level has no object and no requests.
+func (l *level) over() bool { return l.gone && l.running == 0 && l.waiting == 0 }
+
+// bury removes a level that is over.
+func (c *core) bury(l *level) {
+	if l.over() {
+		c.levels = slices.DeleteFunc(c.levels, func(o *level) bool { return o == l })
+	}
 }
 
 // dispatch lets requests in as long as one fits: of the level that is furthest below its share, from the queue whose turn it is.
@@ -345,6 +358,7 @@ func (c *core) withdraw(w *waiter, why refusal) bool {
 	} else {
 		w.level.cancelled++
 	}
+	c.bury(w.level)
 	// The next in its queue may be narrower.
 	c.dispatch()
 	return true

@@ -426,3 +426,122 @@ func BenchmarkEnter(b *testing.B) {
 		})
 	}
 }
+
+// withExtra are the objects with a level more, to which a schema sends everybody.
+func withExtra() ([]*flowcontrolv1.FlowSchema, []*flowcontrolv1.PriorityLevelConfiguration) {
+	s, l := defaults()
+	s = append(s, &flowcontrolv1.FlowSchema{ObjectMeta: metav1.ObjectMeta{Name: "extra"}, Spec: flowcontrolv1.FlowSchemaSpec{
+		MatchingPrecedence: 3, PriorityLevelConfiguration: flowcontrolv1.PriorityLevelConfigurationReference{Name: "extra"},
+		Rules: flowcontrol.MandatorySchemas()[1].Spec.Rules}})
+	shares, none := int32(1000), int32(0)
+	l = append(l, &flowcontrolv1.PriorityLevelConfiguration{ObjectMeta: metav1.ObjectMeta{Name: "extra"}, Spec: flowcontrolv1.PriorityLevelConfigurationSpec{
+		Type: flowcontrolv1.PriorityLevelEnablementLimited, Limited: &flowcontrolv1.LimitedPriorityLevelConfiguration{
+			NominalConcurrencyShares: &shares, LendablePercent: &none, BorrowingLimitPercent: &none,
+			LimitResponse: flowcontrolv1.LimitResponse{Type: flowcontrolv1.LimitResponseTypeQueue,
+				Queuing: &flowcontrolv1.QueuingConfiguration{Queues: 1, HandSize: 1, QueueLengthLimit: 100}}}}})
+	return s, l
+}
+
+func (g *Gate) levelNamed(name string) *level {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, l := range g.core.levels {
+		if l.name == name {
+			return l
+		}
+	}
+	return nil
+}
+
+// TestDeletedLevel: a level that was deleted while it was busy keeps no seats from others, and is gone once its last request is,
+// whether that ran or waited.
+func TestDeletedLevel(t *testing.T) {
+	for _, last := range []string{"runs", "waits"} {
+		synctest.Test(t, func(t *testing.T) {
+			s, l := withExtra()
+			g := New(Config{Seats: 20}, s, l)
+			extra := g.levelNamed("extra")
+			var held []Pass
+			for range extra.nominal {
+				p, err := g.Enter(t.Context(), &listPods, user("u"), 1, 0)
+				if err != nil || p.level != extra {
+					t.Fatal(err)
+				}
+				held = append(held, p)
+			}
+			ctx, leave := context.WithCancel(t.Context())
+			left := make(chan error)
+			go func() {
+				p, err := g.Enter(ctx, &listPods, user("u"), 1, 0)
+				p.Release()
+				left <- err
+			}()
+			synctest.Wait()
+			if extra.waiting != 1 {
+				t.Fatalf("%d wait", extra.waiting)
+			}
+			g.Update(defaults())
+			if g.levelNamed("extra") == nil || extra.least != 0 {
+				t.Errorf("a busy level that was deleted has %d seats of its own", extra.least)
+			}
+			if last == "waits" {
+				// It may run what waits with no seat of its own, when there are enough.
+				leave()
+				<-left
+			}
+			for i := range held {
+				if g.levelNamed("extra") == nil {
+					t.Fatal("a busy level is gone")
+				}
+				held[i].Release()
+			}
+			if last == "runs" {
+				if err := <-left; err != nil {
+					t.Errorf("what waited when its level was deleted: %v", err)
+				}
+			}
+			leave()
+			if g.levelNamed("extra") != nil {
+				t.Error("a deleted level stays when it is idle")
+			}
+			if g.core.used != 0 {
+				t.Errorf("%d seats are taken by nobody", g.core.used)
+			}
+		})
+	}
+}
+
+// TestWithdrawnFromDeletedLevel: the last of a deleted level is a request that only waited.
+func TestWithdrawnFromDeletedLevel(t *testing.T) {
+	c := &core{total: 1}
+	l := &level{name: "a", nominal: 1, most: 1, least: 1, queues: make([]*queue, 1), hand: 1, limit: 10, gone: true, running: 1, used: 1}
+	c.levels, c.used = []*level{l}, 1
+	q, in, _ := c.arrive(l, 0, 1)
+	if in {
+		t.Fatal("there is no seat")
+	}
+	w := &waiter{level: l, queue: q, width: 1, ready: make(chan struct{})}
+	c.wait(w)
+	l.running, l.used = 0, 0 // as if it ran at no one's cost, so that the waiter is the last
+	if !c.withdraw(w, cancelled) || len(c.levels) != 0 {
+		t.Errorf("%d levels stay", len(c.levels))
+	}
+}
+
+// TestLevelDeletedMeanwhile: a request that was sorted just before its level was deleted is sorted again.
+func TestLevelDeletedMeanwhile(t *testing.T) {
+	s, l := withExtra()
+	var g *Gate
+	var once sync.Once
+	g = New(Config{Seats: 100, Bytes: 1000, Now: func() time.Time {
+		if g != nil {
+			once.Do(func() { g.Update(defaults()) }) // between sorting and the lock
+		}
+		return time.Now()
+	}}, s, l)
+	p, err := g.Enter(t.Context(), &listPods, user("u"), 1, 10)
+	if err != nil || p.level.name != "global-default" || p.level != g.levelNamed("global-default") || g.bytes.Load() != 10 {
+		t.Errorf("%v, in level %s, with %d bytes", err, p.level.name, g.bytes.Load())
+	}
+	p.Release()
+}

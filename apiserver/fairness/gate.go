@@ -77,7 +77,7 @@ func (g *Gate) Update(schemas []*flowcontrolv1.FlowSchema, levels []*flowcontrol
 		c.levels[at].configure(o)
 		byName[o.Name] = c.levels[at]
 	}
-	c.levels = slices.DeleteFunc(c.levels, func(l *level) bool { return l.gone && l.running == 0 && l.waiting == 0 })
+	c.levels = slices.DeleteFunc(c.levels, (*level).over)
 	c.shareOut(objects)
 	t := &table{}
 	for _, s := range sortSchemas(schemas) {
@@ -117,24 +117,18 @@ func (*Rejected) Error() string { return "too many requests, please try again la
 // Enter waits until a request may run. width is how many seats it takes (1 for most), bytes what it may need of memory. ctx
 // ends the wait. The Pass names schema and level with an error too.
 func (g *Gate) Enter(ctx context.Context, info *route.Info, user *client.User, width int, bytes int64) (Pass, error) {
-	s := g.table.Load().classify(info, user)
-	if s == nil {
+	s, p := g.sort(info, user, width, bytes)
+	switch {
+	case s == nil:
 		return Pass{}, nil
-	}
-	p := Pass{gate: g, level: s.level, width: width, Schema: s.uid, Level: s.levelUID, series: s.series}
-	if !g.reserve(bytes, s.exempt) {
-		s.series.reject(tooManyBytes)
-		p.gate = nil
+	case p.gate == nil:
 		return p, &Rejected{tooManyBytes}
 	}
-	p.bytes = bytes
-	now := g.cfg.Now()
-	g.mu.Lock()
 	if n := s.level.nominal; !s.level.exempt && p.width > n {
 		p.width = max(n, 1)
 	}
 	q, in, why := g.core.arrive(s.level, s.flow(g.seed, info, user), p.width)
-	p.queue, p.began = q, now
+	p.queue = q
 	if in {
 		g.mu.Unlock()
 		s.series.admit(0)
@@ -152,6 +146,32 @@ func (g *Gate) Enter(ctx context.Context, info *route.Info, user *client.User, w
 		return p, &Rejected{string(why)}
 	}
 	return p, nil
+}
+
+// sort finds the schema of a request, nil if there is none, and reserves its bytes. It returns with the lock held, so that the
+// schema's level is one that is there, unless there is no schema or the bytes are too many: the pass is without gate then.
+func (g *Gate) sort(info *route.Info, user *client.User, width int, bytes int64) (*schema, Pass) {
+	for {
+		t := g.table.Load()
+		s := t.classify(info, user)
+		if s == nil {
+			return nil, Pass{}
+		}
+		p := Pass{gate: g, level: s.level, width: width, bytes: bytes, Schema: s.uid, Level: s.levelUID, series: s.series}
+		if !g.reserve(bytes, s.exempt) {
+			s.series.reject(tooManyBytes)
+			p.gate, p.bytes = nil, 0
+			return s, p
+		}
+		p.began = g.cfg.Now()
+		g.mu.Lock()
+		if g.table.Load() == t {
+			return s, p
+		}
+		// The level may have been deleted meanwhile.
+		g.mu.Unlock()
+		g.bytes.Add(-bytes)
+	}
 }
 
 // queued waits in the queue of a pass. It is called with the lock held and returns without.
