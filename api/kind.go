@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -38,6 +39,10 @@ type Kind struct {
 	ShortNames []string
 	Categories []string
 	Namespaced bool
+
+	// Definition is the UID of the CustomResourceDefinition that declares the kind, "" for built-in kinds: one of the same
+	// name that takes its place declares another kind.
+	Definition types.UID
 
 	// Versions in order of preference; exactly one has Hub set.
 	Versions []Version

@@ -7,14 +7,17 @@ import (
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"coracle.dev/coracle/api/apiextensions"
 	"coracle.dev/coracle/apiserver/admission"
 	"coracle.dev/coracle/store"
 )
 
-// Plugin refuses new objects of a definition that is being deleted, or is gone, up to the moment of the commit.
+// Plugin refuses what is written under a definition that is gone, also if another of its name took its place since the request
+// was taken up, and new objects of one that is being deleted or is not established, up to the moment of the commit: what
+// is created before its definition says that it is served would not be looked for when the definition goes.
 func Plugin() admission.Plugin {
 	return admission.Plugin{Name: "CustomResourceDefinitionTerminating", Mutate: func(_ context.Context, r *admission.Request) error {
-		if r.Operation != admission.Create || r.Kind.Hub().Settle == nil {
+		if r.Operation != admission.Create && r.Operation != admission.Update || r.Kind.Definition == "" && r.Kind.Hub().Settle == nil {
 			return nil
 		}
 		key := store.Key{Resource: Definitions.Name, Name: r.Kind.Name()}
@@ -22,7 +25,15 @@ func Plugin() admission.Plugin {
 		if e == nil {
 			return apierrors.NewNotFound(r.Resource(), r.Name)
 		}
-		if e.Object.(*apiextensionsv1.CustomResourceDefinition).DeletionTimestamp != nil {
+		crd := e.Object.(*apiextensionsv1.CustomResourceDefinition)
+		switch {
+		case crd.UID != r.Kind.Definition:
+			return apierrors.NewNotFound(r.Resource(), r.Name)
+		case r.Operation == admission.Update:
+			return nil // while the object is there, its definition is, and the commit is on condition of the object
+		case !apiextensions.Established(crd):
+			return apierrors.NewNotFound(r.Resource(), r.Name)
+		case crd.DeletionTimestamp != nil:
 			return apierrors.NewForbidden(r.Resource(), r.Name, errors.New("create not allowed while custom resource definition is terminating"))
 		}
 		r.Require(key, e.Revision)

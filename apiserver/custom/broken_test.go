@@ -4,6 +4,17 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"coracle.dev/coracle/api"
+	"coracle.dev/coracle/api/builtin"
+	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/custom"
+	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/store"
 )
 
 // unresolved is the definition of c, but for a webhook whose service is not there.
@@ -64,4 +75,124 @@ func TestFieldSelectorIsBatched(t *testing.T) {
 	if calls, objects := c.calls.Load(), c.objects.Load(); calls != 1 || objects != 20 {
 		t.Errorf("%d objects in %d calls, want 20 in 1", objects, calls)
 	}
+}
+
+// A definition that is gone, or goes before it was established, is not served by who read it earlier.
+func TestServeLooksAgain(t *testing.T) {
+	w, c := newWorld(t), newConverter(t)
+	const name = "peers.example.com"
+	define := func() *apiextensionsv1.CustomResourceDefinition {
+		w.want(201, "POST", definitions, c.definition())
+		have, ok := custom.Definitions.Get(w.store.Snapshot(), "", name)
+		if !ok {
+			t.Fatal("no definition")
+		}
+		d := have.DeepCopy()
+		d.Status.AcceptedNames = d.Spec.Names
+		return d
+	}
+	refused := func(what string, d *apiextensionsv1.CustomResourceDefinition) {
+		t.Helper()
+		if err := w.registrar.Serve(t.Context(), d); err == nil || w.registry.ByName(name) != nil {
+			t.Errorf("%s is served: %v", what, err)
+		}
+	}
+	release := func() {
+		t.Helper()
+		_, err := client.Mutate(t.Context(), both{w.store, w.server.Writer()}, custom.Definitions, "", name, "status",
+			func(d *apiextensionsv1.CustomResourceDefinition) bool { d.Finalizers = nil; return true })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	first := define()
+	w.want(200, "DELETE", definitions+"/"+name, "")
+	refused("a definition that goes", first)
+	release()
+	w.until("the definition is gone", func() bool { _, ok := custom.Definitions.Get(w.store.Snapshot(), "", name); return !ok })
+	refused("a definition that is gone", first)
+	second := define()
+	refused("a definition that another took the place of", first)
+	if err := w.registrar.Serve(t.Context(), second); err != nil || w.registry.ByName(name) == nil {
+		t.Errorf("not served: %v", err)
+	}
+	// It is served, but nothing is created until that is written down: nobody would delete it.
+	body := "\n{apiVersion: example.com/v1, kind: Peer, metadata: {name: a}}"
+	w.want(404, "POST", peerPath("v1"), body)
+	w.establish(name)
+	w.want(201, "POST", peerPath("v1"), body)
+	w.want(200, "DELETE", definitions+"/"+name, "")
+	w.want(403, "POST", peerPath("v1"), "\n{apiVersion: example.com/v1, kind: Peer, metadata: {name: b}}", "create not allowed while custom resource definition is terminating")
+}
+
+// Objects of a definition that goes can be deleted after a start too, though it was never established.
+func TestLoadServesWhatGoesWithObjects(t *testing.T) {
+	w := newWorld(t)
+	w.define(newConverter(t).definition())
+	const name = "peers.example.com"
+	w.want(201, "POST", peerPath("v1"), "\n{apiVersion: example.com/v1, kind: Peer, metadata: {name: a}}")
+	have, _ := custom.Definitions.Get(w.store.Snapshot(), "", name)
+	d := have.DeepCopy()
+	d.Status = apiextensionsv1.CustomResourceDefinitionStatus{}
+	at := metav1.Now()
+	d.DeletionTimestamp = &at
+	if _, _, err := w.store.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: store.Key{Resource: custom.Definitions.Name, Name: name}, Object: d, Expect: store.ExpectAny}}}); err != nil {
+		t.Fatal(err)
+	}
+	again := worldOn(t, api.NewRegistry(builtin.Kinds()...), w.store)
+	again.want(200, "DELETE", peerPath("v1")+"/a", "")
+}
+
+// A delete converts nothing, so that a broken conversion holds nobody up.
+func TestDeleteConvertsNothing(t *testing.T) {
+	w := broken(t)
+	w.want(200, "DELETE", peerPath("v2")+"/p0", "")
+	w.want(404, "GET", peerPath("v1")+"/p0", "")
+	// The storage version moves on while nothing can be converted: the loops delete all the same, and finalizers hold.
+	w.want(200, "PATCH", peerPath("v1")+"/p2", `{"metadata":{"finalizers":["example.com/mine"]}}`)
+	w.redefine("peers.example.com", func(d *apiextensionsv1.CustomResourceDefinition) {
+		d.Spec.Versions[0].Storage, d.Spec.Versions[1].Storage = false, true
+	})
+	for _, name := range []string{"p1", "p2"} {
+		ref := client.Ref{Resource: "peers.example.com", Namespace: "default", Name: name}
+		if err := w.server.Writer().Delete(t.Context(), ref, client.DeleteOptions{}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	w.want(404, "GET", peerPath("v1")+"/p1", "")
+	w.want(200, "GET", peerPath("v1")+"/p2", "", "deletionTimestamp", `"host":"x"`)
+}
+
+// Who took up a request under a definition does not write under the one that took its place.
+func TestKindOfAFormerDefinition(t *testing.T) {
+	w := newWorld(t)
+	w.define(newConverter(t).definition())
+	const name = "peers.example.com"
+	former := w.registry.ByName(name)
+	have, _ := custom.Definitions.Get(w.store.Snapshot(), "", name)
+	if former.Definition == "" || former.Definition != have.UID || former.In("v2").Definition != have.UID {
+		t.Fatalf("the kind is of definition %q, want %q", former.Definition, have.UID)
+	}
+	d := have.DeepCopy()
+	d.UID = "another"
+	if _, _, err := w.store.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: store.Key{Resource: custom.Definitions.Name, Name: name}, Object: d, Expect: store.ExpectAny}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, op := range []admission.Operation{admission.Create, admission.Update} {
+		for kind, refused := range map[*api.Kind]bool{former: true, newKind(t, d): false} {
+			r := &admission.Request{Operation: op, Kind: kind, Namespace: "default", Name: "a", Snapshot: w.store.Snapshot()}
+			if err := custom.Plugin().Mutate(t.Context(), r); apierrors.IsNotFound(err) != refused || err != nil != refused {
+				t.Errorf("%v: %v", op, err)
+			}
+		}
+	}
+}
+
+func newKind(t *testing.T, d *apiextensionsv1.CustomResourceDefinition) *api.Kind {
+	t.Helper()
+	k, err := custom.New(d, d.Spec.Names, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
 }

@@ -75,6 +75,7 @@ func (d *definition) view(name string) *api.Kind {
 		Group: d.crd.Spec.Group, Kind: d.names.Kind, Resource: d.names.Plural, Singular: d.names.Singular,
 		ShortNames: d.names.ShortNames, Categories: d.names.Categories,
 		Namespaced:   d.crd.Spec.Scope == apiextensionsv1.NamespaceScoped,
+		Definition:   d.crd.UID,
 		Versions:     d.versions(name),
 		AnyFinalizer: true,
 		Default:      r.setDefaults,

@@ -3,6 +3,7 @@ package custom
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -51,7 +52,7 @@ func (s served) same(o served) bool {
 }
 
 func stateOf(crd *apiextensionsv1.CustomResourceDefinition) served {
-	return served{uid: crd.UID, generation: crd.Generation, names: crd.Status.AcceptedNames}
+	return served{uid: crd.UID, generation: crd.Generation, names: namesOf(crd)}
 }
 
 // Load registers the Kinds of all established definitions, in one step. It is called once, before Run.
@@ -63,10 +64,10 @@ func (r *Registrar) Load() {
 	r.served = map[string]served{}
 	var kinds []*api.Kind
 	for crd := range Definitions.List(snap, "") {
-		if !apiextensions.Established(crd) || r.Registry.ByName(crd.Name) != nil {
+		if !due(snap, crd) || r.Registry.ByName(crd.Name) != nil {
 			continue
 		}
-		d, err := newDefinition(crd, crd.Status.AcceptedNames, r.Backends, &r.keep)
+		d, err := newDefinition(crd, namesOf(crd), r.Backends, &r.keep)
 		if err != nil {
 			r.Log.Error("a custom resource is not served", "definition", crd.Name, "error", err)
 			continue
@@ -123,7 +124,8 @@ func (r *Registrar) startOver() (store.Cursor, error) {
 func (r *Registrar) sync(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	crd, ok := Definitions.Get(r.Store.Snapshot(), "", name)
+	snap := r.Store.Snapshot()
+	crd, ok := Definitions.Get(snap, "", name)
 	have, is := r.served[name]
 	switch {
 	case is && (!ok || crd.UID != have.uid):
@@ -136,16 +138,40 @@ func (r *Registrar) sync(name string) {
 	case !ok:
 		return
 	}
-	if apiextensions.Established(crd) {
+	if due(snap, crd) {
 		r.serve(crd)
 	}
 }
 
+// due tells that a definition is to be served as the store has it: one that is established or that goes and has objects, which could
+// not be deleted otherwise.
+func due(snap store.Snapshot, crd *apiextensionsv1.CustomResourceDefinition) bool {
+	return apiextensions.Established(crd) || crd.DeletionTimestamp != nil && snap.Count(crd.Name, "") > 0
+}
+
+// namesOf are the names under which a definition is served: the accepted ones. One that goes before it got any is known by those
+// that it asked for.
+func namesOf(crd *apiextensionsv1.CustomResourceDefinition) apiextensionsv1.CustomResourceDefinitionNames {
+	if crd.DeletionTimestamp != nil && crd.Status.AcceptedNames.Plural == "" {
+		return crd.Spec.Names
+	}
+	return crd.Status.AcceptedNames
+}
+
 // Serve registers the Kind of a definition that is about to be established: crd has the accepted names in its status.
-// When it returns nil, objects can be created.
+// It is an error if that definition is gone, or goes, by now. When it returns nil, objects can be created as soon as the
+// definition says that it is established.
 func (r *Registrar) Serve(_ context.Context, crd *apiextensionsv1.CustomResourceDefinition) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	snap := r.Store.Snapshot()
+	have, ok := Definitions.Get(snap, "", crd.Name)
+	switch {
+	case !ok || have.UID != crd.UID:
+		return fmt.Errorf("definition %s (%s) is gone", crd.Name, crd.UID)
+	case have.DeletionTimestamp != nil && !due(snap, have):
+		return fmt.Errorf("definition %s is being deleted", crd.Name)
+	}
 	return r.serve(crd)
 }
 
@@ -156,7 +182,7 @@ func (r *Registrar) serve(crd *apiextensionsv1.CustomResourceDefinition) error {
 	if is && (have.same(state) || have.uid == state.uid && have.generation > state.generation) {
 		return nil
 	}
-	d, err := newDefinition(r.shared(crd), crd.Status.AcceptedNames, r.Backends, &r.keep)
+	d, err := newDefinition(r.shared(crd), namesOf(crd), r.Backends, &r.keep)
 	if err != nil {
 		r.Log.Error("a custom resource is not served", "definition", crd.Name, "error", err)
 		return err

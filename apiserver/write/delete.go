@@ -67,10 +67,9 @@ func (c *Chain) Delete(ctx context.Context, t Target, opts *metav1.DeleteOptions
 // delete is one attempt on one version.
 func (c *Chain) delete(ctx context.Context, t *Target, opts *metav1.DeleteOptions) (Deleted, error) {
 	snap := c.Store.Snapshot()
-	current, err := loaded(ctx, t.Kind, snap.Get(Key(t.Kind, t.Namespace, t.Name)))
-	if err != nil {
-		return Deleted{}, err
-	}
+	// The object stays in the form in which it is stored: all that a delete changes is metadata, and a conversion that is broken
+	// must not keep what it cannot convert. Who is to see the object in another version (a webhook) has it converted.
+	current := snap.Get(Key(t.Kind, t.Namespace, t.Name))
 	if current == nil {
 		return Deleted{}, apierrors.NewNotFound(t.Kind.GroupResource(), t.Name)
 	}
@@ -100,10 +99,6 @@ func (c *Chain) delete(ctx context.Context, t *Target, opts *metav1.DeleteOption
 func (c *Chain) carryOut(ctx context.Context, t *Target, req *admission.Request, current *store.Entry, obj api.Object, v verdict) (Deleted, error) {
 	if v == mark && unchangedDeletion(obj, current.Object.(api.Object)) {
 		return Deleted{Entry: current}, nil
-	}
-	obj, err := save(ctx, t.Kind, obj)
-	if err != nil {
-		return Deleted{}, err
 	}
 	op := store.Op{Key: current.Key, Object: obj, Expect: current.Revision, Delete: v == remove}
 	entry, err := c.commit(ctx, t.Kind, op, req)

@@ -2,6 +2,7 @@ package customresource
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -166,14 +167,16 @@ func TestFinalizer(t *testing.T) {
 		deletes  int
 		after    time.Duration
 	}{
-		"not deleted":       {crd: established()},
-		"no objects":        {crd: deleting(established(), "InstanceDeletionPending"), reason: "InstanceDeletionCompleted", released: true},
-		"never established": {crd: deleting(define("example.com", "widgets", "Widget"), "InstanceDeletionPending"), reason: "NeverEstablished", released: true},
-		"built-in":          {crd: deleting(accepted(define("apps", "deployments", "Deployer")), "InstanceDeletionPending"), objs: []api.Object{object("deployments.apps", "a", false)}, reason: "OverlappingBuiltInResource", released: true},
-		"says so first":     {crd: deleting(established(), "InstanceDeletionPending"), objs: []api.Object{object(resource, "a", false)}, reason: "InstanceDeletionInProgress"},
-		"deletes":           {crd: deleting(established(), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "a", false), object(resource, "b", true)}, deletes: 1, after: time.Second},
-		"waits":             {crd: deleting(established(), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "b", true)}, after: time.Minute},
-		"waits long":        {crd: deleting(established(), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "b", true)}, at: now.Add(2 * time.Minute), reason: "InstanceDeletionCheck"},
+		"not deleted":         {crd: established()},
+		"no objects":          {crd: deleting(established(), "InstanceDeletionPending"), reason: "InstanceDeletionCompleted", released: true},
+		"never established":   {crd: deleting(define("example.com", "widgets", "Widget"), "InstanceDeletionPending"), reason: "NeverEstablished", released: true},
+		"never, with objects": {crd: deleting(define("example.com", "widgets", "Widget"), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "a", false)}, deletes: 1, after: time.Second},
+		"goes on":             {crd: deleting(established(), "InstanceDeletionFailed"), objs: []api.Object{object(resource, "a", false)}, deletes: 1, after: time.Second},
+		"built-in":            {crd: deleting(accepted(define("apps", "deployments", "Deployer")), "InstanceDeletionPending"), objs: []api.Object{object("deployments.apps", "a", false)}, reason: "OverlappingBuiltInResource", released: true},
+		"says so first":       {crd: deleting(established(), "InstanceDeletionPending"), objs: []api.Object{object(resource, "a", false)}, reason: "InstanceDeletionInProgress"},
+		"deletes":             {crd: deleting(established(), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "a", false), object(resource, "b", true)}, deletes: 1, after: time.Second},
+		"waits":               {crd: deleting(established(), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "b", true)}, after: time.Minute},
+		"waits long":          {crd: deleting(established(), "InstanceDeletionInProgress"), objs: []api.Object{object(resource, "b", true)}, at: now.Add(2 * time.Minute), reason: "InstanceDeletionCheck"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.at.IsZero() {
@@ -198,6 +201,47 @@ func TestFinalizer(t *testing.T) {
 				t.Errorf("got %s, want %s", got, want)
 			}
 		})
+	}
+}
+
+// Why objects cannot be deleted is told, once, and telling it is no reason to try again at once.
+func TestFinalizerTellsFailures(t *testing.T) {
+	d := accepted(define("example.com", "widgets", "Widget"))
+	at := metav1.NewTime(now)
+	d.DeletionTimestamp, d.Finalizers = &at, []string{cleanup}
+	setCondition(d, busy("InstanceDeletionInProgress", "CustomResource deletion is in progress"), now)
+	f := &finalizer{config()}
+	plan := f.failed(state(t, d, object(d.Name, "a", false)), reconcile.Key{Name: d.Name}, now, errors.New("no luck"))
+	if len(plan.Writes) != 1 {
+		t.Fatalf("%d writes", len(plan.Writes))
+	}
+	told := plan.Writes[0].Object.(*definition)
+	if c := condition(told, apiextensionsv1.Terminating); c.Status != apiextensionsv1.ConditionTrue || c.Reason != "InstanceDeletionFailed" || c.Message != "could not issue all deletes: no luck" {
+		t.Errorf("%+v", c)
+	}
+	s := state(t, told)
+	if plan := f.failed(s, reconcile.Key{Name: d.Name}, now, errors.New("no luck")); len(plan.Writes) != 0 {
+		t.Error("told again")
+	}
+	entry := func(d *definition) *store.Entry {
+		return &store.Entry{Key: store.Key{Resource: definitions.Name, Name: d.Name}, Object: d}
+	}
+	if keys := deleted(s, store.Event{Entry: entry(told), Prev: entry(d)}); len(keys) != 0 {
+		t.Errorf("woken by what the loop says itself: %v", keys)
+	}
+	if keys := deleted(s, store.Event{Entry: entry(told)}); len(keys) != 1 {
+		t.Error("not woken at the start")
+	}
+}
+
+// A definition that is going away gets no names.
+func TestNoNamesForTheDeleted(t *testing.T) {
+	d := define("example.com", "widgets", "Widget")
+	at := metav1.NewTime(now)
+	d.DeletionTimestamp, d.Finalizers = &at, []string{cleanup}
+	plan, err := (&naming{config()}).plan(state(t, d), reconcile.Key{Name: d.Name}, now)
+	if err != nil || len(plan.Writes) > 0 || plan.Effect != nil {
+		t.Errorf("%+v, %v", plan, err)
 	}
 }
 

@@ -59,7 +59,7 @@ func Loops(c Config) []reconcile.Loop {
 			},
 			Outputs: append([]reconcile.Output{{Resource: reconcile.AnyResource, Verbs: []reconcile.Verb{reconcile.Delete}}}, status...),
 			Workers: 4,
-			Plan:    f.plan,
+			Plan:    f.plan, Failed: f.failed,
 		},
 	}
 }

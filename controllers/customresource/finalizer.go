@@ -1,6 +1,7 @@
 package customresource
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -23,10 +24,17 @@ const (
 // finalizer removes the objects of definitions that are deleted, and then lets the definitions go.
 type finalizer struct{ Config }
 
-// deleted are the keys of definitions that are being deleted.
+// deleted are the keys of definitions that are being deleted. That the loop itself says that it failed is no reason to try again
+// before it is time.
 func deleted(_ store.Snapshot, ev store.Event) []reconcile.Key {
-	if crd := ev.Entry.Object.(*definition); ev.Deleted || !terminating(crd) {
+	crd := ev.Entry.Object.(*definition)
+	if ev.Deleted || !terminating(crd) {
 		return nil
+	}
+	if c := condition(crd, apiextensionsv1.Terminating); ev.Prev != nil && c != nil && c.Reason == deletionFailed {
+		if before := ev.Prev.Object.(*definition); terminating(before) && before.Generation == crd.Generation && !isSaid(before, *c) {
+			return nil
+		}
 	}
 	return []reconcile.Key{{Name: ev.Entry.Name}}
 }
@@ -56,13 +64,13 @@ func (f *finalizer) plan(s store.Snapshot, key reconcile.Key, now time.Time) (re
 	switch {
 	case f.BuiltIn(crd.Name):
 		return release(crd, now, "OverlappingBuiltInResource", "instances overlap with built-in resources in storage"), nil
-	case !isTrue(crd, apiextensionsv1.Established):
+	case s.Count(crd.Name, "") == 0 && !isTrue(crd, apiextensionsv1.Established):
 		return release(crd, now, "NeverEstablished", "resource was never established"), nil
 	case s.Count(crd.Name, "") == 0:
 		return release(crd, now, "InstanceDeletionCompleted", "removed all instances"), nil
 	}
 	c := condition(crd, apiextensionsv1.Terminating)
-	if c == nil || c.Reason != "InstanceDeletionInProgress" && c.Reason != "InstanceDeletionCheck" {
+	if c == nil || c.Reason != "InstanceDeletionInProgress" && c.Reason != "InstanceDeletionCheck" && c.Reason != deletionFailed {
 		setCondition(crd, busy("InstanceDeletionInProgress", "CustomResource deletion is in progress"), now)
 		return reconcile.Plan{Writes: []reconcile.Write{updateStatus(crd)}}, nil
 	}
@@ -80,6 +88,28 @@ func (f *finalizer) plan(s store.Snapshot, key reconcile.Key, now time.Time) (re
 		plan.Writes = []reconcile.Write{updateStatus(crd)}
 	}
 	return plan, nil
+}
+
+// deletionFailed is the reason of the condition while objects cannot be deleted.
+const deletionFailed = "InstanceDeletionFailed"
+
+// failed says why the objects could not be deleted. The engine tries again, later each time.
+func (f *finalizer) failed(s store.Snapshot, key reconcile.Key, now time.Time, err error) reconcile.Plan {
+	old, ok := definitions.Get(s, "", key.Name)
+	if !ok || !terminating(old) {
+		return reconcile.Plan{}
+	}
+	crd := old.DeepCopy()
+	if !setCondition(crd, busy(deletionFailed, fmt.Sprintf("could not issue all deletes: %v", err)), now) {
+		return reconcile.Plan{}
+	}
+	return reconcile.Plan{Writes: []reconcile.Write{updateStatus(crd)}}
+}
+
+// isSaid tells that a definition has a condition with these words.
+func isSaid(crd *definition, c apiextensionsv1.CustomResourceDefinitionCondition) bool {
+	have := condition(crd, c.Type)
+	return have != nil && have.Status == c.Status && have.Reason == c.Reason && have.Message == c.Message
 }
 
 func busy(reason, message string) apiextensionsv1.CustomResourceDefinitionCondition {

@@ -42,7 +42,7 @@ func (n *naming) keys(s store.Snapshot, ev store.Event) []reconcile.Key {
 
 func (n *naming) plan(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Plan, error) {
 	old, ok := definitions.Get(s, "", key.Name)
-	if !ok {
+	if !ok || old.DeletionTimestamp != nil { // what goes is not served any more
 		return reconcile.Plan{}, nil
 	}
 	if equality.Semantic.DeepEqual(old.Spec.Names, old.Status.AcceptedNames) && isTrue(old, apiextensionsv1.NamesAccepted) && isTrue(old, apiextensionsv1.Established) {
