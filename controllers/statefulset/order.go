@@ -133,13 +133,16 @@ func (p *pass) unavailable(pod *corev1.Pod) bool {
 	return pod == nil || pod.DeletionTimestamp != nil || !p.available(pod)
 }
 
-// templateOf is the template from which pod number n is made, and its revision: the old one below the partition.
+// templateOf is the template from which pod number n is made, and its revision: the old one below the partition. Where a
+// rolling update names no partition, upstream counts as many as status.currentReplicas from the first; with the policy
+// Parallel, which replaces unavailable pods wherever they stand, such a pod would be made from the old template again and for ever,
+// so that there no partition is the partition 0 (docs/decisions/0012).
 func (p *pass) templateOf(n int) (*corev1.PodTemplateSpec, string, error) {
 	if !p.rolling() || p.current.Name == p.update.Name {
 		return &p.set.Spec.Template, p.update.Name, nil
 	}
 	limit := start(p.set) + int(p.set.Status.CurrentReplicas)
-	if p.set.Spec.UpdateStrategy.RollingUpdate != nil {
+	if p.set.Spec.UpdateStrategy.RollingUpdate != nil || !p.ordered() {
 		limit = start(p.set) + p.partition()
 	}
 	if n >= limit {

@@ -3,6 +3,7 @@ package reconciletest
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,6 +58,10 @@ func newHarness(t testing.TB, c *Cluster, ordered bool, loops []reconcile.Loop) 
 
 // Start starts an engine with the given loops; after Stop, again.
 func (h *Harness) Start(loops ...reconcile.Loop) {
+	loops = slices.Clone(loops)
+	for i := range loops {
+		loops[i].Spacing = 0 // Settle does not wait for the clock
+	}
 	h.Engine = reconcile.NewEngine(h.Cluster, slog.New(slog.NewTextHandler(testWriter{h.T}, nil)), nil).Strict()
 	if h.ordered {
 		h.Engine.Ordered()
