@@ -38,24 +38,28 @@ type LogOptions struct {
 const defaultLogSize = 100 << 20
 
 // Log writes events to a file. Callers wait until the kernel has their event (upstream's mode "blocking"; nothing is
-// synced to the disk); those who come while another writes share the next write. What waits is bounded by the
-// requests in flight. It has no goroutine but the one that compresses a file put aside.
+// synced to the disk); those who come while another writes share the next write, which one of them does. What waits is
+// bounded by the requests in flight. It has no goroutine but the one that compresses a file put aside.
 type Log struct {
 	opts LogOptions
 
-	mu      sync.Mutex // guards next and busy
+	mu      sync.Mutex // guards what follows, up to quiet
 	next    *batch
 	busy    bool
-	file    *os.File // used by whoever is busy
+	closed  bool
+	quiet   chan struct{} // closed when nobody is busy; nil unless Close waits
+	file    *os.File      // used by whoever is busy
 	size    int64
 	tidying sync.WaitGroup
 }
 
 // batch is lines that are written together.
 type batch struct {
-	data []byte
-	done chan struct{}
-	err  error
+	data    []byte
+	waiters int           // whose lines these are
+	turn    chan struct{} // is sent to the one of them that writes
+	done    chan struct{}
+	err     error
 }
 
 // OpenLog opens the file, which is created with the mode 0600. It fails if it cannot be written.
@@ -80,7 +84,9 @@ func OpenLog(opts LogOptions) (*Log, error) {
 	return l, nil
 }
 
-func newBatch() *batch { return &batch{done: make(chan struct{})} }
+func newBatch() *batch { return &batch{turn: make(chan struct{}, 1), done: make(chan struct{})} }
+
+var errClosed = errors.New("the audit log is closed")
 
 func (l *Log) open() error {
 	f, err := os.OpenFile(l.opts.Path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
@@ -105,34 +111,47 @@ func (l *Log) Write(r *Record) error {
 		line = r.Legacy()
 	}
 	l.mu.Lock()
-	if l.busy {
-		mine := l.next
-		mine.data = append(mine.data, line...)
+	switch {
+	case l.closed:
 		l.mu.Unlock()
-		<-mine.done
-		return mine.err
+		return errClosed
+	case !l.busy:
+		l.busy = true
+		l.mu.Unlock()
+		err := l.put(line)
+		l.handOver()
+		return err
 	}
-	l.busy = true
+	mine := l.next
+	mine.data = append(mine.data, line...)
+	mine.waiters++
 	l.mu.Unlock()
-	err := l.put(line)
-	l.drain()
-	return err
-}
-
-// drain writes batches until there is none. Only the one who is busy calls it.
-func (l *Log) drain() {
-	for {
+	select {
+	case <-mine.done:
+	case <-mine.turn:
 		l.mu.Lock()
-		b := l.next
-		if len(b.data) == 0 {
-			l.busy = false
-			l.mu.Unlock()
-			return
-		}
 		l.next = newBatch()
 		l.mu.Unlock()
-		b.err = l.put(b.data)
-		close(b.done)
+		mine.err = l.put(mine.data)
+		close(mine.done)
+		l.handOver()
+	}
+	return mine.err
+}
+
+// handOver ends the turn of the one who is busy. One of those who wait is busy then, so that nobody writes the lines of others
+// for longer than one batch.
+func (l *Log) handOver() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.next.waiters > 0 {
+		l.next.turn <- struct{}{}
+		return
+	}
+	l.busy = false
+	if l.quiet != nil {
+		close(l.quiet)
+		l.quiet = nil
 	}
 }
 
@@ -228,10 +247,25 @@ func compress(path string) (err error) {
 	return os.Remove(path)
 }
 
-// Close implements Sink.
-func (l *Log) Close(context.Context) error {
+// Close implements Sink. It waits until ctx ends for those who write; who comes later is refused.
+func (l *Log) Close(ctx context.Context) error {
 	l.mu.Lock()
+	l.closed = true
+	if l.busy {
+		if l.quiet == nil {
+			l.quiet = make(chan struct{})
+		}
+		quiet := l.quiet
+		l.mu.Unlock()
+		select {
+		case <-quiet:
+		case <-ctx.Done():
+			return fmt.Errorf("audit log: %w", ctx.Err())
+		}
+		l.mu.Lock()
+	}
 	defer l.mu.Unlock()
+	// Nobody is busy, and nobody will be.
 	l.tidying.Wait()
 	if l.file == nil || l.file == os.Stdout {
 		return nil
