@@ -84,7 +84,8 @@ func (x *exchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // Unwrap lets http.ResponseController reach the connection.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
-// end is deferred: it turns a panic into a 500 and a log line, and counts and records how the request ended.
+// end is deferred: it turns a panic into a log line and a 500, or breaks off an answer that has begun, and counts and records how the
+// request ended.
 func (x *exchange) end(r *http.Request) {
 	p := recover()
 	x.pass.Release()
@@ -94,7 +95,11 @@ func (x *exchange) end(r *http.Request) {
 		x.audit.Panicked(text, x.server.cfg.Now())
 		if p != http.ErrAbortHandler {
 			x.server.cfg.Log.Error("panic in a request", "method", r.Method, "path", r.URL.Path, "panic", text, "stack", string(debug.Stack()))
-			x.server.fail(x, r, apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details")))
+			if x.code == 0 {
+				x.server.fail(x, r, apierrors.NewInternalError(fmt.Errorf("this request caused apiserver to panic. Look in the logs for details")))
+			} else {
+				p = http.ErrAbortHandler
+			}
 		}
 	case x.code == 0:
 		x.code = http.StatusOK // net/http says so

@@ -51,6 +51,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	if !x.long || info.Verb == "watch" {
 		if err := x.enter(r.Context(), r, &info, &user); err != nil {
+			if fairness.Left(err) {
+				s.fail(x, r, apierrors.NewTimeoutError("the client left while the request waited for its turn", 0))
+				return
+			}
 			header.Set("Retry-After", "1")
 			http.Error(x, "Too many requests, please try again later.", http.StatusTooManyRequests)
 			return

@@ -2,6 +2,7 @@ package fairness
 
 import (
 	"context"
+	"errors"
 	"hash/maphash"
 	"slices"
 	"sync"
@@ -113,6 +114,12 @@ type Rejected struct{ Reason string }
 
 // Error implements error.
 func (*Rejected) Error() string { return "too many requests, please try again later" }
+
+// Left tells of an error of Enter whether the wait was ended by its context rather than by the gate.
+func Left(err error) bool {
+	var r *Rejected
+	return errors.As(err, &r) && r.Reason == string(cancelled)
+}
 
 // Enter waits until a request may run. width is how many seats it takes (1 for most), bytes what it may need of memory. ctx
 // ends the wait. The Pass names schema and level with an error too.
