@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"sync"
+	"time"
 
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -22,7 +23,7 @@ import (
 
 // newAggregator makes the table of APIServices and fills it from the store.
 func (c *Cluster) newAggregator(pool *backend.Pool) *aggregate.Aggregator {
-	pool.Certificate = sync.OnceValues(c.frontProxy)
+	pool.Certificate = (&frontProxy{authority: &c.keys.frontProxy, now: c.now}).certificate
 	a := &aggregate.Aggregator{Pool: pool, Log: c.log, Default: func(gv schema.GroupVersion) discovery.Priority {
 		return discovery.Priority{Group: groupPriority(gv.Group), Version: versionPriority(gv.Group, gv.Version)}
 	}}
@@ -35,13 +36,45 @@ func (c *Cluster) newAggregator(pool *backend.Pool) *aggregate.Aggregator {
 // frontProxyName is the name in the certificate with which we speak for users.
 const frontProxyName = "front-proxy-client"
 
-// frontProxy is that certificate, made when the first aggregated server asks for it.
-func (c *Cluster) frontProxy() (*tls.Certificate, error) {
-	cert, key, err := c.keys.frontProxy.issue(leaf{name: frontProxyName, cn: frontProxyName}, c.now())
+// frontProxy keeps that certificate, which is made when the first aggregated server asks for it, and again when less than a third of
+// its life is left. It is safe for concurrent use.
+type frontProxy struct {
+	authority *authority
+	now       func() time.Time
+
+	mu   sync.Mutex       // guards kept, and is held while one is made
+	kept *tls.Certificate // nil until the first was made
+}
+
+// certificate returns one that is good. If a new one cannot be made, that is tried again at the next call, and the old one serves until
+// it has expired.
+func (f *frontProxy) certificate() (*tls.Certificate, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.now()
+	if f.kept != nil && !outlived(f.kept.Leaf, now) {
+		return f.kept, nil
+	}
+	made, err := f.issue(now)
+	switch {
+	case err == nil:
+		f.kept = made
+	case f.kept == nil || now.After(f.kept.Leaf.NotAfter):
+		return nil, err
+	}
+	return f.kept, nil
+}
+
+func (f *frontProxy) issue(now time.Time) (*tls.Certificate, error) {
+	cert, key, err := f.authority.issue(leaf{name: frontProxyName, cn: frontProxyName}, now)
 	if err != nil {
 		return nil, err
 	}
 	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, err
+	}
+	pair.Leaf, err = parseCert(cert)
 	return &pair, err
 }
 

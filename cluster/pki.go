@@ -138,8 +138,13 @@ func (p *authority) issue(l leaf, now time.Time) (cert, key []byte, err error) {
 	return cert, key, writeFile(certPath, cert, 0o644)
 }
 
+// outlived tells whether it is time for another leaf in the place of this one.
+func outlived(c *x509.Certificate, now time.Time) bool {
+	return now.After(c.NotAfter.Add(-leafLife / 3))
+}
+
 func (p *authority) good(c *x509.Certificate, l leaf, key *ecdsa.PrivateKey, now time.Time) bool {
-	if now.After(c.NotAfter.Add(-leafLife/3)) || c.CheckSignatureFrom(p.caCert) != nil {
+	if outlived(c, now) || c.CheckSignatureFrom(p.caCert) != nil {
 		return false
 	}
 	if pub, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(&key.PublicKey) {
