@@ -13,8 +13,9 @@ import (
 // Registry holds the Kinds that are served. Readers see an immutable table
 // without a lock; CRDs come and go by replacing it.
 type Registry struct {
-	mu    sync.Mutex // guards writers of table
-	table atomic.Pointer[table]
+	mu      sync.Mutex // guards writers of table, and removed
+	removed []func()
+	table   atomic.Pointer[table]
 }
 
 type table struct {
@@ -62,6 +63,42 @@ func (r *Registry) Add(kinds ...*Kind) error {
 // Change takes Kinds out, by their canonical resource names, and adds others, in one step: nobody sees the table
 // between. On a clash of names nothing changes. Names that are not there are passed over.
 func (r *Registry) Change(remove []string, add ...*Kind) error {
+	err := r.change(remove, add)
+	if err != nil || len(remove) == 0 {
+		return err
+	}
+	r.mu.Lock()
+	told := r.removed
+	r.mu.Unlock()
+	for _, f := range told {
+		f()
+	}
+	return nil
+}
+
+// OnRemove has f called after each change that may have taken Kinds out, or put others in their place, by whoever made that change: for
+// those who keep something for a Kind (Serves). f is quick, and is called without a lock of the registry, perhaps by several at once.
+func (r *Registry) OnRemove(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.removed = append(slices.Clip(r.removed), f)
+}
+
+// Serves tells that this very Kind, as a whole or as one of its versions sees it (Kind.In), is in the registry.
+func (r *Registry) Serves(k *Kind) bool {
+	have := r.ByName(k.Name())
+	if have == nil || have == k {
+		return have == k
+	}
+	for _, p := range have.PerVersion {
+		if p == k {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Registry) change(remove []string, add []*Kind) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.table.Load()

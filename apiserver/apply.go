@@ -63,7 +63,7 @@ func (c *call) merge(t *write.Target, p *patch.Patch, old api.Object) (api.Objec
 	if err != nil {
 		return nil, err
 	}
-	obj, err := c.chain.Fields.Apply(t.Written(c.cfg.Now()), old, applied, c.force())
+	obj, err := c.chain.Fields.Apply(t.Written(c.r.Context(), c.cfg.Now()), old, applied, c.force())
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +72,7 @@ func (c *call) merge(t *write.Target, p *patch.Patch, old api.Object) (api.Objec
 
 // scaled is what is said of a write of a Scale.
 func (c *call) scaled(manager string) *managed.Write {
-	return &managed.Write{Kind: managed.ScaleKind, Subresource: "scale", Manager: manager, Now: c.cfg.Now()}
+	return &managed.Write{Ctx: c.r.Context(), Kind: managed.ScaleKind, Subresource: "scale", Manager: manager, Now: c.cfg.Now()}
 }
 
 // mergeScale applies a configuration to a Scale, which comes with managedFields.

@@ -203,6 +203,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("apiserver: %w", err)
 	}
 	s.chain.Allocate = numbers.Allocate
+	cfg.Registry.OnRemove(s.forget)
 	return s, nil
 }
 
@@ -257,9 +258,16 @@ func (s *Server) Close() { s.stopOnce.Do(func() { close(s.stop) }) }
 // Fairness is what shares the server among its clients. Its objects are the suggested ones until Update.
 func (s *Server) Fairness() *fairness.Gate { return s.gate }
 
-// DropEncodings frees the bytes that are kept of encoded objects, for when memory is short.
-// They are made again at the next demand.
-func (s *Server) DropEncodings() { s.cache.Drop() }
+// forget lets go of what was made for kinds that are no longer served.
+func (s *Server) forget() {
+	s.views.Range(func(id, view any) bool {
+		if !s.cfg.Registry.Serves(view.(*wire.View).Kind) {
+			s.views.CompareAndDelete(id, view)
+		}
+		return true
+	})
+	s.chain.Fields.Forget(s.cfg.Registry.Serves)
+}
 
 // view returns the view of a kind in a version.
 func (s *Server) view(k *api.Kind, v *api.Version) *wire.View {

@@ -3,6 +3,7 @@ package managed
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -20,36 +21,74 @@ import (
 	"coracle.dev/coracle/apiserver/wire"
 )
 
-// appliers are apimachinery's field managers by endpoint, made at the first apply there. A pod's schema takes about
+// maxAppliers is of how many kinds types are kept. Those of the kind that was not written for the longest go first; they are made
+// again, in about a millisecond, when they are needed.
+const maxAppliers = 64
+
+// appliers are the types of kinds as apimachinery's field managers know them, made at the first need. Those of a pod take about
 // half a megabyte and a millisecond.
 type appliers struct {
-	mu   sync.Mutex // guards all
-	made map[string]*applier
+	mu   sync.Mutex // guards all below, not the making
+	made map[*api.Kind]*applier
+	tick int64
 }
 
-// applier is the field manager of one endpoint of a kind.
+// applier holds the types of a kind.
 type applier struct {
-	kind    *api.Kind
-	manager *managedfields.FieldManager
+	used  int64 // guarded by appliers.mu
+	once  sync.Once
+	types managedfields.TypeConverter
 }
 
-func (a *appliers) drop() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.made = nil
-}
-
-// applier gives the field manager of an endpoint. A kind that was declared anew gets a new one.
-func (t *Tracker) applier(w *Write) (*managedfields.FieldManager, error) {
-	v := w.version()
-	place := w.Kind.Name() + "/" + v.Name + "/" + w.Subresource
+// Forget lets go of what was made for kinds that are not kept, as those of definitions that are gone. It is made again at need.
+func (t *Tracker) Forget(keep func(*api.Kind) bool) {
 	t.appliers.mu.Lock()
 	defer t.appliers.mu.Unlock()
-	if have := t.made[place]; have != nil && have.kind == w.Kind {
-		return have.manager, nil
+	maps.DeleteFunc(t.made, func(k *api.Kind, _ *applier) bool { return !keep(k) })
+}
+
+// types gives the types of a kind. Nobody waits for those of another.
+func (t *Tracker) types(k *api.Kind) managedfields.TypeConverter {
+	a := t.applier(k)
+	a.once.Do(func() {
+		if loose(k) {
+			a.types = newLooseTypes(k)
+		} else {
+			a.types = &structTypes{tracker: t, kind: k}
+		}
+	})
+	return a.types
+}
+
+func (t *Tracker) applier(k *api.Kind) *applier {
+	t.appliers.mu.Lock()
+	defer t.appliers.mu.Unlock()
+	t.tick++
+	if have := t.made[k]; have != nil {
+		have.used = t.tick
+		return have
 	}
-	c := &converter{kind: w.Kind, loose: loose(w.Kind)}
-	gvk := schema.GroupVersionKind{Group: w.Kind.Group, Version: v.Name, Kind: w.Kind.Kind}
+	if t.made == nil {
+		t.made = map[*api.Kind]*applier{}
+	}
+	for len(t.made) >= maxAppliers {
+		var oldest *api.Kind
+		for other, a := range t.made {
+			if oldest == nil || a.used < t.made[oldest].used {
+				oldest = other
+			}
+		}
+		delete(t.made, oldest)
+	}
+	a := &applier{used: t.tick}
+	t.made[k] = a
+	return a
+}
+
+// manager gives apimachinery's field manager for a write, bound to its context.
+func (t *Tracker) manager(w *Write) (*managedfields.FieldManager, error) {
+	c := w.converter()
+	gvk := schema.GroupVersionKind{Group: w.Kind.Group, Version: w.version().Name, Kind: w.Kind.Kind}
 	rule := resetOf(w.Kind, w.Subresource)
 	filters := map[fieldpath.APIVersion]fieldpath.Filter{}
 	if rule != resetNothing {
@@ -57,19 +96,11 @@ func (t *Tracker) applier(w *Write) (*managedfields.FieldManager, error) {
 			filters[fieldpath.APIVersion(version)] = filterOf(rule)
 		}
 	}
-	make, types := managedfields.NewDefaultFieldManager, managedfields.TypeConverter(&structTypes{tracker: t, kind: w.Kind})
+	make := managedfields.NewDefaultFieldManager
 	if c.loose {
-		make, types = managedfields.NewDefaultCRDFieldManager, newLooseTypes(w.Kind)
+		make = managedfields.NewDefaultCRDFieldManager
 	}
-	m, err := make(types, c, c, c, gvk, c.hub().GroupVersion(), w.Subresource, filters)
-	if err != nil {
-		return nil, err
-	}
-	if t.made == nil {
-		t.made = map[string]*applier{}
-	}
-	t.made[place] = &applier{w.Kind, m}
-	return m, nil
+	return make(t.types(w.Kind), c, c, c, gvk, c.hub().GroupVersion(), w.Subresource, filters)
 }
 
 // Apply merges an applied configuration into an object (KEP-555), with the managedFields that come of it. old is the stored
@@ -77,11 +108,11 @@ func (t *Tracker) applier(w *Write) (*managedfields.FieldManager, error) {
 // of the caller's, without defaults. Fields that others own and have otherwise are refused with upstream's conflict
 // error unless force takes them.
 func (t *Tracker) Apply(w *Write, old api.Object, applied *unstructured.Unstructured, force bool) (api.Object, error) {
-	m, err := t.applier(w)
+	m, err := t.manager(w)
 	if err != nil {
 		return nil, apierrors.NewInternalError(err)
 	}
-	c := &converter{kind: w.Kind, loose: loose(w.Kind)}
+	c := w.converter()
 	var live runtime.Object
 	if old == nil {
 		if live, err = c.New(c.hub()); err != nil {
@@ -159,9 +190,9 @@ func (s *structTypes) TypedToObject(v *typed.TypedValue) (runtime.Object, error)
 
 // updateLoose is Update for custom resources, which goes through apimachinery's field manager.
 func (t *Tracker) updateLoose(w *Write, obj *unstructured.Unstructured, old api.Object) {
-	m, err := t.applier(w)
+	m, err := t.manager(w)
 	var live []metav1.ManagedFieldsEntry
-	c := &converter{kind: w.Kind, loose: true}
+	c := w.converter()
 	var before runtime.Object = &unstructured.Unstructured{Object: map[string]any{}}
 	before.GetObjectKind().SetGroupVersionKind(c.hub())
 	if old != nil {

@@ -92,10 +92,3 @@ func (c *cache) put(text string, one *interned) {
 	c.young[text] = one
 	c.size += len(text)
 }
-
-// drop forgets everything.
-func (c *cache) drop() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.young, c.old, c.size = nil, nil, 0
-}

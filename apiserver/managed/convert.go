@@ -17,8 +17,14 @@ import (
 // converter brings objects of a kind from version to version as apimachinery's managedfields asks for it. Its objects bear
 // their type.
 type converter struct {
+	ctx   context.Context // of the write, bounds what is asked of others
 	kind  *api.Kind
 	loose bool
+}
+
+// converter is that of a write.
+func (w *Write) converter() *converter {
+	return &converter{ctx: w.context(), kind: w.Kind, loose: loose(w.Kind)}
 }
 
 var (
@@ -83,11 +89,11 @@ func (c *converter) ConvertToVersion(in runtime.Object, target runtime.GroupVers
 	if err != nil || have.Name == want.Name {
 		return in, err
 	}
-	hub, err := wire.ToHub(context.Background(), c.kind, have, in)
+	hub, err := wire.ToHub(c.ctx, c.kind, have, in)
 	if err != nil {
 		return nil, err
 	}
-	out, err := wire.FromHub(context.Background(), want, hub)
+	out, err := wire.FromHub(c.ctx, want, hub)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +114,7 @@ func (c *converter) looseTo(in runtime.Object, want *api.Version, gvk, from sche
 		return nil, fmt.Errorf("%T has no metadata", in)
 	}
 	if want.Convert != nil {
-		out, err := want.Convert(context.Background(), []api.Object{obj})
+		out, err := want.Convert(c.ctx, []api.Object{obj})
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,7 @@ package managed
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -12,7 +13,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 	"sigs.k8s.io/yaml"
+
+	"coracle.dev/coracle/api"
 
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 )
@@ -210,4 +214,54 @@ func FuzzApply(f *testing.F) {
 			t.Fatalf("again:\n%s\nwas\n%s", b, a)
 		}
 	})
+}
+
+// What is made of kinds is bounded, and those that are gone are forgotten.
+func TestTypesAreBounded(t *testing.T) {
+	tr := New()
+	first := &api.Kind{Group: "example.com", Resource: "first", Versions: kindOf("configmaps").Versions}
+	tr.types(first)
+	for range 2 * maxAppliers {
+		tr.types(&api.Kind{Group: "example.com", Resource: "other", Versions: first.Versions})
+		tr.types(first)
+	}
+	if n := len(tr.made); n != maxAppliers || tr.made[first] == nil {
+		t.Errorf("%d are kept, want %d; the one that is used is among them: %t", n, maxAppliers, tr.made[first] != nil)
+	}
+	tr.Forget(func(k *api.Kind) bool { return k == first })
+	if len(tr.made) != 1 {
+		t.Errorf("%d are kept, want 1", len(tr.made))
+	}
+}
+
+// asked remembers the context with which it was asked to convert.
+type asked struct{ ctx context.Context }
+
+func (a *asked) convert(ctx context.Context, objs []api.Object) ([]api.Object, error) {
+	a.ctx = ctx
+	out := objs[0].DeepCopyObject().(*unstructured.Unstructured)
+	out.SetAPIVersion("example.com/v1")
+	return []api.Object{out}, nil
+}
+
+// Conversions end with the request that needs them.
+func TestConversionHasTheContextOfTheWrite(t *testing.T) {
+	empty := func(v string) func() runtime.Object {
+		return func() runtime.Object {
+			return &unstructured.Unstructured{Object: map[string]any{"apiVersion": "example.com/" + v, "kind": "Thing"}}
+		}
+	}
+	a := &asked{}
+	k := &api.Kind{Group: "example.com", Kind: "Thing", Resource: "things", Versions: []api.Version{
+		{Name: "v1", Hub: true, New: empty("v1"), Convert: a.convert}, {Name: "v2", New: empty("v2"), Convert: a.convert}}}
+	old := empty("v2")().(*unstructured.Unstructured)
+	old.SetName("a")
+	obj := empty("v1")().(*unstructured.Unstructured)
+	obj.SetName("a")
+	obj.SetLabels(map[string]string{"a": "b"})
+	type key struct{}
+	New().Update(&Write{Ctx: context.WithValue(t.Context(), key{}, 1), Kind: k, Manager: "m", Now: time.Now()}, obj, old)
+	if a.ctx == nil || a.ctx.Value(key{}) == nil {
+		t.Errorf("asked with %v", a.ctx)
+	}
 }

@@ -30,14 +30,10 @@ func New() *Tracker {
 	return &Tracker{walkers: sync.Pool{New: func() any { return &walker{} }}}
 }
 
-// Release forgets schemas and field sets, which come again at need. Plans stay.
-func (t *Tracker) Release() {
-	t.sets.drop()
-	t.appliers.drop()
-}
-
 // Write is what is said of a write.
 type Write struct {
+	// Ctx bounds conversions of which others are asked (a webhook); nil for none.
+	Ctx  context.Context
 	Kind *api.Kind
 	// Version is the version of the request, "" for the hub.
 	Version     string
@@ -52,6 +48,13 @@ func (w *Write) version() *api.Version {
 		return v
 	}
 	return w.Kind.Hub()
+}
+
+func (w *Write) context() context.Context {
+	if w.Ctx == nil {
+		return context.Background()
+	}
+	return w.Ctx
 }
 
 func (w *Write) manager() string {
@@ -106,7 +109,7 @@ func (t *Tracker) Update(w *Write, obj, old api.Object) {
 	if len(before) == 0 && old != nil {
 		return
 	}
-	s := subject{apiVersion: APIVersion(w.Kind, w.version()), reset: resetOf(w.Kind, w.Subresource), of: t.versions(w.Kind, obj, old)}
+	s := subject{apiVersion: APIVersion(w.Kind, w.version()), reset: resetOf(w.Kind, w.Subresource), of: t.versions(w, obj, old)}
 	after, same, err := t.take(before, &s, w)
 	switch {
 	case err != nil, same && !changed:
@@ -151,8 +154,9 @@ func sharesAll(a, b []metav1.ManagedFieldsEntry) bool {
 }
 
 // versions gives a kind's objects in its versions, each converted at most once.
-func (t *Tracker) versions(k *api.Kind, obj, old api.Object) func(string) (*plan, reflect.Value, reflect.Value, bool) {
+func (t *Tracker) versions(w *Write, obj, old api.Object) func(string) (*plan, reflect.Value, reflect.Value, bool) {
 	return func(apiVersion string) (p *plan, before, after reflect.Value, ok bool) {
+		k := w.Kind
 		group, version, cut := strings.Cut(apiVersion, "/")
 		if !cut {
 			group, version = "", apiVersion
@@ -161,14 +165,14 @@ func (t *Tracker) versions(k *api.Kind, obj, old api.Object) func(string) (*plan
 		if v == nil || group != k.Group {
 			return nil, before, after, false
 		}
-		o, err := wire.FromHub(context.Background(), v, obj)
+		o, err := wire.FromHub(w.context(), v, obj)
 		if err != nil {
 			return nil, before, after, false
 		}
 		after = reflect.ValueOf(o).Elem()
 		before = reflect.Zero(after.Type())
 		if old != nil {
-			if o, err = wire.FromHub(context.Background(), v, old); err != nil {
+			if o, err = wire.FromHub(w.context(), v, old); err != nil {
 				return nil, before, after, false
 			}
 			before = reflect.ValueOf(o).Elem()

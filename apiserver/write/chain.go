@@ -231,7 +231,7 @@ type staged struct {
 // stage takes a new object through admission and validation.
 func (c *Chain) stage(ctx context.Context, t *Target, obj api.Object, snap store.Snapshot) (st staged, err error) {
 	now := c.Now()
-	c.track(t, obj, nil, now)
+	c.track(ctx, t, obj, nil, now)
 	fields := obj.GetManagedFields()
 	req := t.request(admission.Create, obj, nil, snap, now)
 	if err := c.mutate(ctx, t, req); err != nil {
@@ -461,7 +461,7 @@ func (c *Chain) update(ctx context.Context, t *Target, u Update, snap store.Snap
 	req := t.request(admission.Update, obj, old, snap, c.Now())
 	dedupOwners(t, obj, "")
 	if t.kept = u.Tracked || u.Raw; !t.kept {
-		c.track(t, obj, old, req.Now)
+		c.track(ctx, t, obj, old, req.Now)
 	}
 	fields := obj.GetManagedFields()
 	view := u.show(req, obj, old)

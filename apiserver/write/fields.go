@@ -1,6 +1,7 @@
 package write
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"time"
@@ -13,15 +14,15 @@ import (
 )
 
 // Written is what managed.Tracker has to know of a write through this target.
-func (t *Target) Written(now time.Time) *managed.Write {
-	return &managed.Write{Kind: t.Kind, Version: t.Version, Subresource: t.Subresource, Manager: t.Manager, Now: now}
+func (t *Target) Written(ctx context.Context, now time.Time) *managed.Write {
+	return &managed.Write{Ctx: ctx, Kind: t.Kind, Version: t.Version, Subresource: t.Subresource, Manager: t.Manager, Now: now}
 }
 
 // track brings metadata.managedFields up to date, before admission, which owns nothing of what it changes. old is nil for a
 // create.
-func (c *Chain) track(t *Target, obj, old api.Object, now time.Time) {
+func (c *Chain) track(ctx context.Context, t *Target, obj, old api.Object, now time.Time) {
 	if c.Fields != nil && !t.kept {
-		c.Fields.Update(t.Written(now), obj, old)
+		c.Fields.Update(t.Written(ctx, now), obj, old)
 	}
 }
 

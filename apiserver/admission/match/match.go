@@ -394,11 +394,6 @@ func Old(r *admission.Request) runtime.Object {
 	return r.Old
 }
 
-// Show is Convert without a bound of its own: what is asked of others (a conversion webhook) ends by its own time limit.
-func (m *Match) Show(obj runtime.Object) (runtime.Object, error) {
-	return m.Convert(context.Background(), obj)
-}
-
 // Convert gives an object of the request (Object or Old) in the matched version. It may be the same object, never to be
 // changed; its TypeMeta may be empty, Kind says what it is. Nil stays nil.
 func (m *Match) Convert(ctx context.Context, obj runtime.Object) (runtime.Object, error) {

@@ -191,7 +191,7 @@ func TestEquivalent(t *testing.T) {
 	if got.Resource.Version != "v1" || got.Kind != autoscalingv1.SchemeGroupVersion.WithKind("HorizontalPodAutoscaler") || Own(r).Resource.Version != "v2" {
 		t.Errorf("shown as %+v, own %+v", got, Own(r))
 	}
-	shown, err := got.Show(r.Object)
+	shown, err := got.Convert(t.Context(), r.Object)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -244,7 +244,7 @@ func TestSubresourceTypes(t *testing.T) {
 	if err != nil || got.Kind != autoscalingv1.SchemeGroupVersion.WithKind("Scale") || got.Resource.Resource != "deployments" || got.Subresource != "scale" {
 		t.Errorf("got %+v, %v", got, err)
 	}
-	if shown, err := got.Show(scale); err != nil || shown != scale {
+	if shown, err := got.Convert(t.Context(), scale); err != nil || shown != scale {
 		t.Errorf("shown %v, %v", shown, err)
 	}
 	r = request(admission.Connect, "pods", "v1", "exec", "prod", nil, nil)
