@@ -80,7 +80,7 @@ func TestEncryptionIsReloaded(t *testing.T) {
 	write(`{kms: {apiVersion: v2, name: a, endpoint: "unix:///nonexistent", timeout: 100ms}}`)
 	log.await(t, "not healthy")
 	write(fmt.Sprintf("{secretbox: {keys: [{name: a, secret: %s}]}}, {identity: {}}", base64.StdEncoding.EncodeToString(make([]byte, 32))))
-	log.await(t, "reloaded")
+	log.await(t, `"encryption provider config reloaded"`)
 	if data, err := c.encryption.codec.Encode(key, secret); err != nil || !bytes.HasPrefix(data, []byte("k8s:enc:secretbox:v1:a:")) {
 		t.Errorf("%q %v", data, err)
 	}
