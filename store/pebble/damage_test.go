@@ -616,3 +616,40 @@ func TestConformanceInMemory(t *testing.T) {
 		return s
 	})
 }
+
+// TestBrokenWhileTheLogIsChanged: the disk fails just when the database closes one log file and begins the next. The process lives
+// on, and what was acknowledged is found again.
+func TestBrokenWhileTheLogIsChanged(t *testing.T) {
+	mem := vfs.NewCrashableMem()
+	fs := &brokenFS{FS: mem}
+	fs.free.Store(1 << 40)
+	s, err := open("d", fs, crash.Options(), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit := func(name string) error {
+		_, _, err := s.Commit(t.Context(), store.Txn{Ops: []store.Op{{Key: store.Key{Resource: "a", Name: name}, Object: &crash.Object{}}}})
+		return err
+	}
+	if err := commit("before"); err != nil {
+		t.Fatal(err)
+	}
+	fs.fail(syscall.ENOSPC)
+	if err := s.guard(func() error { _, err := s.db.AsyncFlush(); return err }); err != nil {
+		t.Logf("the database says: %v", err)
+	}
+	if err := commit("after"); !errors.Is(err, store.ErrFailed) {
+		t.Errorf("a commit after the failure: %v", err)
+	}
+	if err := s.Close(); !errors.Is(err, store.ErrFailed) {
+		t.Errorf("close: %v", err)
+	}
+	again, err := open("d", mem.CrashClone(vfs.CrashCloneCfg{}), crash.Options(), quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if again.Snapshot().Get(store.Key{Resource: "a", Name: "before"}) == nil {
+		t.Error("what was acknowledged is gone")
+	}
+}

@@ -33,6 +33,7 @@ const pebbleFormat = pebble.FormatTableFormatV6
 type directory struct {
 	path    string
 	fs      vfs.FS
+	log     *logFS // what the database sees of fs
 	lock    *pebble.Lock
 	durable vfs.File
 	mark    [12]byte
@@ -41,7 +42,7 @@ type directory struct {
 
 // openDirectory makes the directory if it is absent, locks it and checks its format.
 func openDirectory(path string, fsys vfs.FS) (*directory, error) {
-	d := &directory{path: path, fs: fsys}
+	d := &directory{path: path, fs: fsys, log: &logFS{FS: fsys}}
 	if err := fsys.MkdirAll(path, 0o700); err != nil {
 		return nil, d.wrap(err)
 	}
@@ -238,7 +239,7 @@ func (d *directory) lockError(err error) error {
 // beside the memory that the objects take anyway, and mostly idle.
 func (d *directory) options(events *pebble.EventListener, log pebble.Logger) *pebble.Options {
 	o := &pebble.Options{
-		FS:                 d.fs,
+		FS:                 d.log,
 		Lock:               d.lock,
 		FormatMajorVersion: pebbleFormat,
 		// Everything is read once, at the start, and not again.

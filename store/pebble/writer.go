@@ -113,7 +113,7 @@ func (s *Store) flush(b *batch) error {
 		return err
 	}
 	if !b.durable && d.meta.revision <= d.ceiling {
-		return errors.Join(s.db.Apply(pb, pebble.NoSync), pb.Close())
+		return errors.Join(s.db.Apply(pb, pebble.NoSync), s.dir.log.failure(), pb.Close())
 	}
 	return errors.Join(s.sync(pb), pb.Close())
 }
@@ -121,6 +121,9 @@ func (s *Store) flush(b *batch) error {
 // sync applies a batch that holds the meta and waits until it is on disk.
 func (s *Store) sync(pb *pebble.Batch) error {
 	if err := s.db.Apply(pb, pebble.Sync); err != nil {
+		return err
+	}
+	if err := s.dir.log.failure(); err != nil {
 		return err
 	}
 	s.disk.ceiling = s.disk.meta.ceiling
