@@ -1,7 +1,9 @@
 package aggregate
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -75,7 +77,28 @@ type speaker struct {
 
 // RoundTrip implements http.RoundTripper.
 func (s *speaker) RoundTrip(r *http.Request) (*http.Response, error) {
-	return s.base.RoundTrip(s.mark(r))
+	r = s.mark(r)
+	if err := rewindable(r); err != nil {
+		return nil, err
+	}
+	return s.base.RoundTrip(r)
+}
+
+// rewindable keeps a body that is not large, so that the transport can send the request over another connection when the one
+// that it took from its pool turns out to be closed before anything was written.
+func rewindable(r *http.Request) error {
+	const most = 1 << 20
+	if r.Body == nil || r.ContentLength <= 0 || r.ContentLength > most {
+		return nil
+	}
+	data, err := io.ReadAll(io.LimitReader(r.Body, r.ContentLength))
+	if err != nil {
+		return err
+	}
+	_ = r.Body.Close() // it has been read
+	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	r.Body, err = r.GetBody()
+	return err
 }
 
 // WrappedRoundTripper implements net.RoundTripperWrapper of apimachinery, which finds the dialer for upgrades by it.
