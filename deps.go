@@ -6,6 +6,7 @@ package coracle
 
 import (
 	_ "github.com/cockroachdb/pebble/v2"
+	_ "github.com/containernetworking/cni/pkg/types/100"
 	_ "github.com/coreos/go-oidc/v3/oidc"
 	_ "github.com/google/cel-go/cel"
 	_ "github.com/google/go-containerregistry/pkg/registry"
@@ -32,6 +33,7 @@ import (
 	_ "k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 	_ "k8s.io/cri-streaming/pkg/streaming"
+	_ "k8s.io/dynamic-resource-allocation/structured"
 	_ "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
 	_ "k8s.io/kube-openapi/pkg/builder3"
 	_ "k8s.io/kubectl/pkg/cmd"
@@ -40,6 +42,8 @@ import (
 	_ "k8s.io/mount-utils"
 	_ "k8s.io/pod-security-admission/policy"
 	_ "k8s.io/streaming/pkg/httpstream"
+	_ "sigs.k8s.io/gateway-api/apis/v1"
+	_ "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 	_ "sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 	_ "sigs.k8s.io/yaml"
 )
