@@ -29,7 +29,6 @@ import (
 	_ "k8s.io/apimachinery/pkg/util/strategicpatch"
 	_ "k8s.io/apiserver/pkg/cel/library"
 	_ "k8s.io/client-go/kubernetes"
-	_ "k8s.io/cluster-bootstrap/token/jws"
 	_ "k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 	_ "k8s.io/cri-api/pkg/apis/runtime/v1"
 	_ "k8s.io/cri-streaming/pkg/streaming"
