@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"coracle.dev/coracle/linux/link"
@@ -21,7 +23,45 @@ type Pods struct {
 	mu     sync.Mutex // guards what is below; never held during a netlink call
 	ranges []*addresses
 	bySand map[string][]netip.Addr
+	before []Hook
+	after  []Hook
 }
+
+// Hook does something about a sandbox that is being connected or was disconnected. It has to end with its context.
+type Hook func(ctx context.Context, sandboxID string, addrs []netip.Addr) error
+
+// BeforeUp has h called before the link of every sandbox that is attached from now on exists, in the order in which hooks
+// were added: nothing that runs in the sandbox can have sent or received a packet. If one fails, the sandbox is not connected,
+// and the AfterDown hooks are called for it. Sandboxes that were connected before (see Connected) are not told.
+func (p *Pods) BeforeUp(h Hook) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.before = append(p.before, h)
+}
+
+// AfterDown has h called when the link of a sandbox is gone and before its addresses can go to another, in the reverse of the
+// order in which hooks were added. What fails is tried again with the next Detach.
+func (p *Pods) AfterDown(h Hook) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.after = append([]Hook{h}, p.after...)
+}
+
+func (p *Pods) hooks(list *[]Hook) []Hook {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(*list)
+}
+
+// Connected lists the sandboxes that have addresses, and which.
+func (p *Pods) Connected() map[string][]netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.bySand)
+}
+
+// LinkName is the name of the host end of a sandbox's link, whether it is there or not.
+func (p *Pods) LinkName(sandboxID string) string { return p.linkName(sandboxID) }
 
 // addresses hands out the addresses of one range, the longest unused first, so that an
 // address that was given back is not met again at once by its old peers.
@@ -102,18 +142,43 @@ func (a *addresses) take(sandbox string) (netip.Addr, error) {
 // Attach gives a sandbox its link and one address from each range, and returns
 // the addresses. A sandbox that is connected already keeps what it has. On failure nothing
 // is left.
-func (p *Pods) Attach(_ context.Context, sandboxID, netnsPath, hostname string) ([]netip.Addr, error) {
+func (p *Pods) Attach(ctx context.Context, sandboxID, netnsPath, hostname string) ([]netip.Addr, error) {
 	addrs, fresh, err := p.reserve(sandboxID)
 	if err != nil || !fresh {
 		return addrs, err
 	}
-	err = link.Create(link.Pair{Host: p.linkName(sandboxID), Inside: "eth0", Alias: sandboxID,
-		NetNS: netnsPath, Addrs: addrs, MTU: p.mtu})
+	for _, h := range p.hooks(&p.before) {
+		if err = h(ctx, sandboxID, addrs); err != nil {
+			break
+		}
+	}
+	if err == nil {
+		err = link.Create(link.Pair{Host: p.linkName(sandboxID), Inside: "eth0", Alias: sandboxID,
+			NetNS: netnsPath, Addrs: addrs, MTU: p.mtu})
+	}
 	if err != nil {
-		p.release(sandboxID)
-		return nil, fmt.Errorf("connect pod %s: %w", hostname, err)
+		err = fmt.Errorf("connect pod %s: %w", hostname, err)
+		return nil, errors.Join(err, p.letGo(context.WithoutCancel(ctx), sandboxID))
 	}
 	return addrs, nil
+}
+
+// letGo gives a sandbox's addresses back once those who were told of them know.
+func (p *Pods) letGo(ctx context.Context, sandbox string) error {
+	p.mu.Lock()
+	addrs, after := p.bySand[sandbox], slices.Clone(p.after)
+	p.mu.Unlock()
+	if len(addrs) > 0 {
+		var errs []error
+		for _, h := range after {
+			errs = append(errs, h(ctx, sandbox, addrs))
+		}
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+	}
+	p.release(sandbox)
+	return nil
 }
 
 func (p *Pods) reserve(sandbox string) (addrs []netip.Addr, fresh bool, err error) {
@@ -151,12 +216,11 @@ func (p *Pods) release(sandbox string) {
 }
 
 // Detach removes what Attach made. A sandbox that has no link is no error.
-func (p *Pods) Detach(_ context.Context, sandboxID, _ string) error {
+func (p *Pods) Detach(ctx context.Context, sandboxID, _ string) error {
 	if err := link.Remove(p.linkName(sandboxID)); err != nil {
 		return err
 	}
-	p.release(sandboxID)
-	return nil
+	return p.letGo(ctx, sandboxID)
 }
 
 // Sandboxes lists the sandboxes that are connected.
