@@ -470,3 +470,43 @@ func FuzzDiscovery(f *testing.F) {
 		}
 	})
 }
+
+// TestHandshakeReset: a connection that is reset before it stands costs nobody a request, whatever its method.
+func TestHandshakeReset(t *testing.T) {
+	e := newExtension(t)
+	e.handler = func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) }
+	a, _ := setup(t, e)
+	rude, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rude.Close() })
+	go func() { // ends with the listener
+		for {
+			conn, err := rude.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.(*net.TCPConn).SetLinger(0)
+			_, _ = conn.Read(make([]byte, 1))
+			conn.Close()
+		}
+	}()
+	polite, dials := a.Pool.Dial, atomic.Int32{}
+	a.Pool.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if dials.Add(1)%2 == 1 {
+			return (&net.Dialer{}).DialContext(ctx, network, rude.Addr().String())
+		}
+		return polite(ctx, network, address)
+	}
+	a.Set(e.apiService(true))
+	f := front(t, a)
+	response, err := http.Post(f.URL+"/apis/ext.example.com/v1/flunders", "text/plain", strings.NewReader("a fish"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if body, _ := io.ReadAll(response.Body); response.StatusCode != http.StatusOK || string(body) != "a fish" {
+		t.Errorf("answered %d %s, after %d dials", response.StatusCode, body, dials.Load())
+	}
+}

@@ -153,14 +153,13 @@ func (a *Agent) end(ctx context.Context, n *simNode, now time.Time) error {
 	if err != nil || s.Do == NodeNotReady {
 		return err
 	}
+	a.mu.Lock()
 	if s.Do == NodeReboot {
-		a.mu.Lock()
 		n.booted = now
-		a.mu.Unlock()
 	}
-	for pod := range client.Pods.Index(a.cfg.Client.Snapshot(), "node", n.name) {
-		a.enqueue(ctx, keyOf(pod))
-	}
+	a.recovered = append(a.recovered, n.name)
+	a.mu.Unlock()
+	a.hint()
 	return nil
 }
 

@@ -347,6 +347,10 @@ nodes:
 `, func(t *testing.T, c *reconciletest.Cluster) {
 		start := time.Now()
 		create(t, c, pod("p", "simulated-1"))
+		const crowd = 40 // more than one writer takes up
+		for i := range crowd {
+			create(t, c, pod(fmt.Sprint("crowd-", i), "simulated-1"))
+		}
 		node := func(i int) *corev1.Node {
 			synctest.Wait()
 			n, _ := client.Nodes.Get(c.Snapshot(), "", fmt.Sprint("simulated-", i))
@@ -385,6 +389,9 @@ nodes:
 			t.Error("a reboot leaves the boot ID")
 		}
 		expect(t, c, "p", "Running True a:running*1")
+		for i := range crowd {
+			expect(t, c, fmt.Sprint("crowd-", i), "Running True a:running*1")
+		}
 		expect(t, c, "while-down", "Running True a:running")
 		if n := len(node(2).Spec.Taints); n != 1 {
 			t.Errorf("%d taints at 3m", n) // from 2m30 to 3m30
