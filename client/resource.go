@@ -19,6 +19,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/store"
@@ -60,6 +61,7 @@ var (
 	PodDisruptionBudgets   = Resource[*policyv1.PodDisruptionBudget]{"poddisruptionbudgets.policy"}
 	HorizontalAutoscalers  = Resource[*autoscalingv2.HorizontalPodAutoscaler]{"horizontalpodautoscalers.autoscaling"}
 	NetworkPolicies        = Resource[*networkingv1.NetworkPolicy]{"networkpolicies.networking.k8s.io"}
+	ClusterNetworkPolicies = Resource[*policyv1alpha2.ClusterNetworkPolicy]{"clusternetworkpolicies.policy.networking.k8s.io"}
 	Ingresses              = Resource[*networkingv1.Ingress]{"ingresses.networking.k8s.io"}
 	StorageClasses         = Resource[*storagev1.StorageClass]{"storageclasses.storage.k8s.io"}
 	CSINodes               = Resource[*storagev1.CSINode]{"csinodes.storage.k8s.io"}

@@ -21,6 +21,7 @@ import (
 	"coracle.dev/coracle/api/networking"
 	"coracle.dev/coracle/api/node"
 	"coracle.dev/coracle/api/policy"
+	"coracle.dev/coracle/api/policynetworking"
 	"coracle.dev/coracle/api/rbac"
 	"coracle.dev/coracle/api/resource"
 	"coracle.dev/coracle/api/scheduling"
@@ -43,7 +44,7 @@ func Kinds() []*api.Kind {
 		batch.Kinds, certificates.Kinds, networking.Kinds, policy.Kinds, rbac.Kinds, storage.Kinds,
 		admissionregistration.Kinds, apiextensions.Kinds, scheduling.Kinds, coordination.Kinds,
 		node.Kinds, discovery.Kinds, flowcontrol.Kinds, resource.Kinds, storagemigration.Kinds,
-		apiregistration.Kinds,
+		apiregistration.Kinds, policynetworking.Kinds,
 	} {
 		all = append(all, kinds()...)
 	}
@@ -76,6 +77,7 @@ var GroupPriority = map[string]int32{
 	"flowcontrol.apiserver.k8s.io": 16100,
 	"resource.k8s.io":              15900,
 	"storagemigration.k8s.io":      15800,
+	"policy.networking.k8s.io":     1000, // as that of a CustomResourceDefinition, which it is elsewhere
 }
 
 // VersionPriority orders the versions inside the groups that have more than one
@@ -88,6 +90,8 @@ func VersionPriority(group, version string) int32 {
 		return 30
 	case group == "flowcontrol.apiserver.k8s.io":
 		return 21
+	case group == "policy.networking.k8s.io":
+		return 100
 	}
 	return 15
 }

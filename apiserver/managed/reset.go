@@ -49,7 +49,7 @@ var (
 		"storageversions.internal.apiserver.k8s.io": true, "volumeattachments.storage.k8s.io": true, "csinodes.storage.k8s.io": true,
 		"flowschemas.flowcontrol.apiserver.k8s.io": true, "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io": true,
 		"validatingadmissionpolicies.admissionregistration.k8s.io": true, "apiservices.apiregistration.k8s.io": true,
-		"evictionrequests.lifecycle.k8s.io": true,
+		"evictionrequests.lifecycle.k8s.io": true, "clusternetworkpolicies.policy.networking.k8s.io": true,
 	}
 )
 

@@ -31,9 +31,12 @@ import (
 )
 
 // extra are the rows of the types that client-go has no schema of: what the +listType and +mapType markers in
-// apiextensions-apiserver and kube-aggregator say.
+// apiextensions-apiserver, kube-aggregator and network-policy-api say.
 const extra = `k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1.CustomResourceDefinitionStatus conditions map type
 k8s.io/kube-aggregator/pkg/apis/apiregistration/v1.APIServiceStatus conditions map type
+sigs.k8s.io/network-policy-api/apis/v1alpha2.ClusterNetworkPolicyEgressPeer domainNames set
+sigs.k8s.io/network-policy-api/apis/v1alpha2.ClusterNetworkPolicyEgressPeer networks set
+sigs.k8s.io/network-policy-api/apis/v1alpha2.ClusterNetworkPolicyStatus conditions map type
 `
 
 type generator struct {
