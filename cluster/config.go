@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"coracle.dev/coracle/container/image"
 )
@@ -28,7 +29,8 @@ type Config struct {
 	// NodeName of the real node; the host name if empty.
 	NodeName string
 	// PodCIDR and ServiceCIDR are the cluster's ranges. Empty: a pair that
-	// nothing on this machine uses, chosen at the first start and kept.
+	// nothing on this machine uses, chosen at the first start and kept. Each is one range, or one of each family with a
+	// comma between, the preferred family first.
 	PodCIDR, ServiceCIDR string
 	// Domain is the DNS domain of the cluster.
 	Domain string
@@ -36,6 +38,10 @@ type Config struct {
 	SimulateStages string
 	// RegistryMirrors are tried before the registries that images name: see image.ParseMirrors.
 	RegistryMirrors []string
+	// ShutdownGrace is how long the end of the real node's pods may take when the cluster is stopped, ShutdownGraceCritical the
+	// last part of it, which is for critical pods (kubelet's shutdownGracePeriod and shutdownGracePeriodCriticalPods). Zero: pods
+	// are not ended for good but start again with the cluster.
+	ShutdownGrace, ShutdownGraceCritical time.Duration
 	// LogLevel is debug, info, warn or error.
 	LogLevel string
 	// Access says whom the API lets in.
@@ -110,6 +116,21 @@ func ParseNodes(s string) (Nodes, error) {
 	return n, nil
 }
 
+// maxShutdown is how long a stop may take at all, less what comes after the pods.
+const maxShutdown = 100 * time.Second
+
+func (c *Config) checkShutdown() error {
+	switch {
+	case c.ShutdownGrace < 0 || c.ShutdownGrace > 0 && c.ShutdownGrace < time.Second || c.ShutdownGrace > maxShutdown:
+		return fmt.Errorf("shutdown-grace-period: %s is neither zero nor from 1s to %s", c.ShutdownGrace, maxShutdown)
+	case c.ShutdownGraceCritical < 0 || c.ShutdownGraceCritical > 0 && c.ShutdownGraceCritical < time.Second:
+		return fmt.Errorf("shutdown-grace-period-critical-pods: %s is neither zero nor 1s or more", c.ShutdownGraceCritical)
+	case c.ShutdownGraceCritical > c.ShutdownGrace:
+		return fmt.Errorf("shutdown-grace-period-critical-pods: %s is more than the shutdown-grace-period, %s", c.ShutdownGraceCritical, c.ShutdownGrace)
+	}
+	return nil
+}
+
 // Complete fills in defaults and says what is wrong, all of it at once.
 func (c *Config) Complete() error {
 	if c.DataDir == "" {
@@ -138,22 +159,13 @@ func (c *Config) Complete() error {
 			errs = append(errs, fmt.Errorf("bind: %q is not an IP address of this machine", c.Bind))
 		}
 	}
-	for name, value := range map[string]string{"pod-cidr": c.PodCIDR, "service-cidr": c.ServiceCIDR} {
-		if value == "" {
-			continue
-		}
-		if p, err := netip.ParsePrefix(value); err != nil || p.Bits() > 28 || p.Masked() != p {
-			errs = append(errs, fmt.Errorf("%s: %q is not a range such as 10.42.0.0/16", name, value))
-		}
-	}
-	if (c.PodCIDR == "") != (c.ServiceCIDR == "") {
-		errs = append(errs, errors.New("pod-cidr and service-cidr: give both or neither"))
-	}
+	errs = append(errs, checkRanges(c.PodCIDR, c.ServiceCIDR))
 	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
 		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}
 	errs = append(errs, c.completeStages())
 	errs = append(errs, c.Audit.complete(), c.Access.check())
+	errs = append(errs, c.checkShutdown())
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:

@@ -138,6 +138,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: net,
 		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
 		Addresses: []netip.Addr{host}, PodCIDRs: []netip.Prefix{netip.PrefixFrom(c.podRange().Addr(), 24)},
+		Shutdown:   node.ShutdownPeriods(c.cfg.ShutdownGrace, c.cfg.ShutdownGraceCritical),
 		OnPodCIDRs: c.pods.SetRanges,
 		MapPorts:   mapPorts(net),
 		ClusterDNS: []netip.Addr{c.serviceIP(dnsIndex)}, ClusterDomain: c.cfg.Domain,
@@ -150,6 +151,9 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 	stopVolumes := c.run("volumes", volumes.Run)
 	stopAgent := c.run("node", agent.Run)
 	stop := func(ctx context.Context) error {
+		if how := c.Asked(); !how.Keep && !how.Now {
+			agent.Shutdown(ctx)
+		}
 		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), api.Close())
 		if !c.Asked().Keep {
 			grace := haltGrace

@@ -39,6 +39,8 @@ type Agent struct {
 
 	node    atomic.Pointer[corev1.Node] // the Node object as last seen
 	machine machine
+	// shutting: the node shuts down gracefully and takes no pods.
+	shutting atomic.Bool
 
 	mu      sync.Mutex // guards what follows
 	workers map[types.UID]*worker
@@ -251,7 +253,11 @@ func (a *Agent) add(ctx context.Context, pod *corev1.Pod, f *found) {
 	w := newWorker(a, pod)
 	fresh := f == nil && pod.Status.StartTime == nil && !ended(pod) && pod.DeletionTimestamp == nil
 	if fresh {
-		if r := admit(pod, a.node.Load(), a.counted(), a.cfg.AllowedUnsafeSysctls); r != nil {
+		r := a.refuseAtShutdown()
+		if r == nil {
+			r = admit(pod, a.node.Load(), a.counted(), a.cfg.AllowedUnsafeSysctls)
+		}
+		if r != nil {
 			w.reject(r)
 		}
 	}

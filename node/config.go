@@ -98,6 +98,8 @@ type Config struct {
 	// HostsFile is the machine's, "/etc/hosts" if empty.
 	HostsFile string
 
+	// Shutdown are the periods of a graceful shutdown (Agent.Shutdown), by priority. None: there is no such thing.
+	Shutdown []ShutdownPeriod
 	// MaxPods is the most pods at once, 110 if zero.
 	MaxPods int
 	// Labels and Taints are set when the node registers.

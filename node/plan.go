@@ -397,10 +397,10 @@ func ending(v *view, now time.Time) *stop {
 			s.at, s.grace = now, grace
 			return &s
 		}
-		return nil
+		return shutdownStop(v, now)
 	}
-	if v.stop != nil {
-		return nil
+	if s := shutdownStop(v, now); s != nil || v.stop != nil {
+		return s
 	}
 	if d := deadline(v.pod); !d.IsZero() && !now.Before(d) {
 		return &stop{at: now, grace: podGrace(v.pod), reason: "DeadlineExceeded",

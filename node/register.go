@@ -219,6 +219,9 @@ func (a *Agent) setNodeConditions(st *corev1.NodeStatus, now time.Time) {
 		ready.Status, ready.Reason = corev1.ConditionFalse, "KubeletNotReady"
 		ready.Message = "container runtime is down: " + rt.Message
 	}
+	if a.shutting.Load() {
+		ready = shutdownCondition(ready)
+	}
 	a.setNodeCondition(st, ready, now)
 }
 

@@ -20,6 +20,8 @@ type view struct {
 
 	// evict says why the node wants to be rid of the pod, "" if it does not.
 	evict string
+	// shutdown is what the node's shutdown leaves the pod, nil while there is none.
+	shutdown *time.Duration
 	// rejected: the node did not admit the pod; stop says why, and nothing was made for it.
 	rejected bool
 

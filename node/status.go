@@ -401,7 +401,7 @@ func setConditions(v *view, st *corev1.PodStatus, now time.Time) {
 	if v.resizeCondition != nil {
 		setCondition(st, *v.resizeCondition, pod.Generation, now)
 	}
-	if v.stop != nil && v.stop.reason == reasonEvicted {
+	if v.stop != nil && (v.stop.reason == reasonEvicted || v.stop.reason == reasonTerminated) {
 		setCondition(st, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
 			Reason: corev1.PodReasonTerminationByKubelet, Message: v.stop.message}, pod.Generation, now)
 	}

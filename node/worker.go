@@ -38,6 +38,8 @@ type worker struct {
 	// deleted tells that the API has no such pod any more: what it requested is free for the
 	// next one from that moment, as the scheduler sees it, though its containers are still ending.
 	deleted atomic.Bool
+	// settled is closed when the pod has ended for a shutdown of its node and its status says so.
+	settled chan struct{}
 
 	// owned:
 
@@ -80,12 +82,14 @@ type statusWrite struct {
 
 // inbox is what has come for a worker.
 type inbox struct {
-	pod     *corev1.Pod // a newer version
-	gone    bool
-	poked   bool // the runtime has something new
-	volumes bool // a volume that failed may work now
-	config  bool // an object that a container lacked may be there now
-	results []func()
+	pod  *corev1.Pod // a newer version
+	gone bool
+	// shutdown is what the node's shutdown leaves the pod.
+	shutdown *time.Duration
+	poked    bool // the runtime has something new
+	volumes  bool // a volume that failed may work now
+	config   bool // an object that a container lacked may be there now
+	results  []func()
 }
 
 // snapshot is what a worker shows of its pod.
@@ -101,7 +105,7 @@ type snapshot struct {
 
 func newWorker(a *Agent, pod *corev1.Pod) *worker {
 	w := &worker{
-		a: a, uid: pod.UID, wake: make(chan struct{}, 1),
+		a: a, uid: pod.UID, wake: make(chan struct{}, 1), settled: make(chan struct{}),
 		log:       a.cfg.Log.With("pod", pod.Namespace+"/"+pod.Name),
 		kills:     map[string]context.CancelFunc{},
 		killSeq:   map[string]int{},
@@ -183,6 +187,7 @@ func (w *worker) run(ctx context.Context) {
 		p.at(measured)
 		p.at(w.publish(ctx, now))
 		if w.v.gone && w.v.over() && w.v.forgotten.state == done {
+			w.settle()
 			return
 		}
 		if p.wake.IsZero() {
@@ -203,6 +208,9 @@ func (w *worker) take() {
 		w.update(in.pod)
 	}
 	w.v.gone = w.v.gone || in.gone
+	if in.shutdown != nil {
+		w.v.shutdown = in.shutdown
+	}
 	for _, apply := range in.results {
 		apply()
 	}
@@ -338,6 +346,7 @@ func (w *worker) publish(ctx context.Context, now time.Time) time.Time {
 	w.show(&st, same)
 	if same {
 		w.status.hold = time.Time{}
+		w.settle()
 		return time.Time{}
 	}
 	if w.status.busy || w.v.gone || w.v.forgotten.state != todo {
@@ -374,6 +383,18 @@ const (
 	// leaveHold is how long the end of a pod that is being deleted may take before it is shown.
 	leaveHold = time.Second
 )
+
+// settle tells a shutdown that waits for it that the pod is over.
+func (w *worker) settle() {
+	if w.v.shutdown == nil || !w.v.over() {
+		return
+	}
+	select {
+	case <-w.settled:
+	default:
+		close(w.settled)
+	}
+}
 
 // quiet tells whether nothing of a pod runs any more.
 func quiet(v *view) bool {
