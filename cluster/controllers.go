@@ -46,7 +46,8 @@ import (
 
 // Defaults of upstream's controller manager.
 const (
-	nodeBits       = 24        // --node-cidr-mask-size
+	nodeBits4      = 24        // --node-cidr-mask-size-ipv4
+	nodeBits6      = 64        // --node-cidr-mask-size-ipv6
 	terminatedPods = 12500     // --terminated-pod-gc-threshold
 	eventLife      = time.Hour // --event-ttl
 )
@@ -64,7 +65,7 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		}
 	}
 	if c.cfg.Nodes.Real {
-		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), []netip.Prefix{c.podRange()}, []netip.Prefix{c.serviceRange()})
+		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), c.podRanges(), c.serviceRanges())
 		if err != nil {
 			return nil, "", err
 		}
@@ -91,7 +92,7 @@ func (c *Cluster) host() (netip.Addr, error) {
 
 // serverLoops are those without which the API is not whole; upstream has them in its API server. Every cluster runs them.
 func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
-	objects := bootstrap.Config{ServiceCIDRs: []netip.Prefix{c.serviceRange()},
+	objects := bootstrap.Config{ServiceCIDRs: c.serviceRanges(),
 		Endpoints:      []netip.AddrPort{netip.AddrPortFrom(host, uint16(c.cfg.Port))},
 		Authentication: c.authenticationData()}
 	if c.cfg.Nodes.Real {
@@ -116,6 +117,15 @@ func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
 	return append(loops, bootstraptoken.Loops(c.newNodes(host))...)
 }
 
+// nodeRanges are the cluster's pod ranges with the size of the blocks that nodes get.
+func (c *Cluster) nodeRanges() []nodeipam.Range {
+	var all []nodeipam.Range
+	for _, r := range c.podRanges() {
+		all = append(all, nodeipam.Range{Cluster: r, NodeBits: nodeBlockBits(r)})
+	}
+	return all
+}
+
 // managerLoops are those of upstream's controller manager. A cluster in memory may leave some of them out.
 func (c *Cluster) managerLoops() []reconcile.Loop {
 	return slices.Concat([]reconcile.Loop{
@@ -131,7 +141,7 @@ func (c *Cluster) managerLoops() []reconcile.Loop {
 		endpointslice.Loop(),
 		endpointslice.MirrorLoop(),
 		endpoints.Loop(),
-		nodeipam.Loop([]nodeipam.Range{{Cluster: c.podRange(), NodeBits: nodeBits}}),
+		nodeipam.Loop(c.nodeRanges()),
 		podgc.Loop(terminatedPods),
 		accounttoken.Loop(c.accountTokens()),
 		cronjob.Loop(),

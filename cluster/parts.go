@@ -95,14 +95,15 @@ func (c *Cluster) startState(context.Context) (func(context.Context) error, stri
 
 // chooseRanges chooses the ranges of a new instance and reserves them, with or without a real node: it may get one later.
 // Without root it can have none.
-func (c *Cluster) chooseRanges() (pods, services netip.Prefix, err error) {
+func (c *Cluster) chooseRanges() (pods, services []netip.Prefix, err error) {
 	unlock, err := lockMachine()
 	if err != nil {
 		return pods, services, err
 	}
 	defer unlock()
 	if c.cfg.PodCIDR != "" {
-		pods, services = netip.MustParsePrefix(c.cfg.PodCIDR), netip.MustParsePrefix(c.cfg.ServiceCIDR)
+		id := identity{PodCIDR: c.cfg.PodCIDR, ServiceCIDR: c.cfg.ServiceCIDR}
+		pods, services = id.podRanges(), id.serviceRanges()
 	} else {
 		routed, err := link.Routed()
 		if err != nil {
@@ -112,9 +113,11 @@ func (c *Cluster) chooseRanges() (pods, services netip.Prefix, err error) {
 		if err != nil {
 			return pods, services, err
 		}
-		if pods, services, err = freeRanges(append(routed, others...)); err != nil {
-			return pods, services, err
+		p, s, err := freeRanges(append(routed, others...))
+		if err != nil {
+			return nil, nil, err
 		}
+		pods, services = []netip.Prefix{p}, []netip.Prefix{s}
 	}
 	if os.Getuid() == 0 {
 		err = reserve(c.cfg.DataDir, pods, services)
@@ -122,10 +125,9 @@ func (c *Cluster) chooseRanges() (pods, services netip.Prefix, err error) {
 	return pods, services, err
 }
 
-func (c *Cluster) podRange() netip.Prefix { return netip.MustParsePrefix(c.state.identity.PodCIDR) }
-func (c *Cluster) serviceRange() netip.Prefix {
-	return netip.MustParsePrefix(c.state.identity.ServiceCIDR)
-}
+// podRange and serviceRange are the ranges of the preferred family.
+func (c *Cluster) podRange() netip.Prefix     { return c.podRanges()[0] }
+func (c *Cluster) serviceRange() netip.Prefix { return c.serviceRanges()[0] }
 
 // dnsIndex is the place of the cluster's DNS in the service range, by custom.
 const dnsIndex = 10
@@ -278,7 +280,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		Verifiers: verifiers, Anonymous: anonymous,
-		ServiceCIDRs: []netip.Prefix{c.serviceRange()}, Warn: c.warn,
+		ServiceCIDRs: c.serviceRanges(), Warn: c.warn,
 		Nodes: c.nodes, Version: version.Info(),
 		Backends:      backends,
 		Admission:     []admission.Plugin{custom.Plugin()},

@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +25,8 @@ type reservation struct {
 	DataDir     string       `json:"dataDir"`
 	PodCIDR     netip.Prefix `json:"podCIDR"`
 	ServiceCIDR netip.Prefix `json:"serviceCIDR"`
+	// More are the ranges of the second family.
+	More []netip.Prefix `json:"more,omitempty"`
 }
 
 func reservationPath(dataDir string) string {
@@ -32,11 +36,11 @@ func reservationPath(dataDir string) string {
 
 // reserve enters the ranges of an instance. lockMachine is held, so that two that start at the same time choose
 // differently.
-func reserve(dataDir string, pods, services netip.Prefix) error {
+func reserve(dataDir string, pods, services []netip.Prefix) error {
 	if err := os.MkdirAll(rangesDir, 0o755); err != nil {
 		return fmt.Errorf("reserve address ranges: %w", err)
 	}
-	data, err := json.Marshal(reservation{dataDir, pods, services})
+	data, err := json.Marshal(reservation{dataDir, pods[0], services[0], slices.Concat(pods[1:], services[1:])})
 	if err != nil {
 		return err
 	}
@@ -74,7 +78,7 @@ func reserved(dataDir string) ([]netip.Prefix, error) {
 			}
 			continue
 		}
-		all = append(all, r.PodCIDR, r.ServiceCIDR)
+		all = append(append(all, r.PodCIDR, r.ServiceCIDR), r.More...)
 	}
 	return all, nil
 }
@@ -94,4 +98,111 @@ func freeRanges(taken []netip.Prefix) (pods, services netip.Prefix, err error) {
 		}
 	}
 	return pods, services, errors.New("every range that could be chosen for pods and services is in use: give --pod-cidr and --service-cidr")
+}
+
+// parseRanges reads one range, or one of each family with a comma between; the first is of the family that the cluster prefers.
+func parseRanges(text string) ([]netip.Prefix, error) {
+	var all []netip.Prefix
+	for _, part := range strings.Split(text, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(part))
+		if err != nil || p.Masked() != p || p.Addr().Is4In6() || p.Addr().Zone() != "" || p.Addr().BitLen()-p.Bits() < 4 {
+			return nil, fmt.Errorf("%q is not a range such as 10.42.0.0/16 or fd42:0:0:0100::/56", part)
+		}
+		all = append(all, p)
+	}
+	if len(all) > 2 || len(all) == 2 && all[0].Addr().Is4() == all[1].Addr().Is4() {
+		return nil, fmt.Errorf("%q: give one range, or one of IPv4 and one of IPv6", text)
+	}
+	return all, nil
+}
+
+// formatRanges is the form that parseRanges reads.
+func formatRanges(all []netip.Prefix) string {
+	var texts []string
+	for _, p := range all {
+		texts = append(texts, p.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// checkRanges says what is wrong with the ranges that a user chose.
+func checkRanges(podCIDR, serviceCIDR string) error {
+	if podCIDR == "" && serviceCIDR == "" {
+		return nil
+	}
+	if podCIDR == "" || serviceCIDR == "" {
+		return errors.New("pod-cidr and service-cidr: give both or neither")
+	}
+	var errs []error
+	pods, err := parseRanges(podCIDR)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("pod-cidr: %w", err))
+	}
+	services, err := parseRanges(serviceCIDR)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("service-cidr: %w", err))
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	for i, s := range services {
+		if i >= len(pods) || pods[i].Addr().Is4() != s.Addr().Is4() {
+			errs = append(errs, fmt.Errorf("service-cidr: pods have no address of the family of %s at that place: give the families of pod-cidr in the same order", s))
+		}
+		for _, p := range pods {
+			if s.Overlaps(p) {
+				errs = append(errs, fmt.Errorf("service-cidr: %s overlaps with the pods' range %s", s, p))
+			}
+		}
+		if s.Addr().Is6() && s.Bits() < 64 {
+			errs = append(errs, fmt.Errorf("service-cidr: %s is larger than a /64", s))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// nodeBlockBits is the length of the prefix of a node's block: as upstream's controller manager has it (24 and 64), and less
+// where the cluster's range is smaller than many such blocks.
+func nodeBlockBits(r netip.Prefix) int {
+	if r.Addr().Is4() {
+		return max(nodeBits4, r.Bits())
+	}
+	if r.Bits() <= nodeBits6 {
+		return nodeBits6
+	}
+	return min(r.Bits()+8, 124)
+}
+
+// podRanges are the cluster's ranges of pod addresses, that of the preferred family first.
+func (c *Cluster) podRanges() []netip.Prefix { return c.state.identity.podRanges() }
+
+// serviceRanges are the cluster's ranges of service addresses, that of the preferred family first. There are no more of them than
+// there are of pods, and their families stand in the same order.
+func (c *Cluster) serviceRanges() []netip.Prefix { return c.state.identity.serviceRanges() }
+
+// podRanges is nil where the identity cannot be read.
+func (id identity) podRanges() []netip.Prefix {
+	all, err := parseRanges(id.PodCIDR)
+	if err != nil {
+		return nil
+	}
+	return all
+}
+
+// serviceRanges is nil where the identity cannot be read.
+func (id identity) serviceRanges() []netip.Prefix {
+	all, err := parseRanges(id.ServiceCIDR)
+	if err != nil {
+		return nil
+	}
+	return all
+}
+
+// serviceIPs are the n-th addresses of the service ranges: 1 is the API, dnsIndex the DNS.
+func (c *Cluster) serviceIPs(n int) []netip.Addr {
+	var all []netip.Addr
+	for _, r := range c.serviceRanges() {
+		all = append(all, nth(r, n))
+	}
+	return all
 }

@@ -43,7 +43,7 @@ func TestReservations(t *testing.T) {
 		t.Fatal(err)
 	}
 	pods, services := netip.MustParsePrefix("10.250.0.0/16"), netip.MustParsePrefix("10.251.0.0/16")
-	if err := reserve(dir, pods, services); err != nil {
+	if err := reserve(dir, []netip.Prefix{pods, netip.MustParsePrefix("fd42::/56")}, []netip.Prefix{services}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -56,7 +56,7 @@ func TestReservations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return slices.Contains(all, pods) && slices.Contains(all, services)
+		return slices.Contains(all, pods) && slices.Contains(all, netip.MustParsePrefix("fd42::/56")) && slices.Contains(all, services)
 	}
 	if !seen("/elsewhere") {
 		t.Error("another instance does not see the reservation")
@@ -69,5 +69,34 @@ func TestReservations(t *testing.T) {
 	}
 	if seen("/elsewhere") {
 		t.Error("the reservation of an instance that is gone is still seen")
+	}
+}
+
+func TestParseRanges(t *testing.T) {
+	for _, test := range []struct{ pods, services, want string }{
+		{"", "", ""},
+		{"10.42.0.0/16", "10.43.0.0/16", ""},
+		{"10.42.0.0/16,fd42::/56", "10.43.0.0/16,fd43::/112", ""},
+		{"fd42::/56, 10.42.0.0/16", "fd43::/112,10.43.0.0/16", ""},
+		{"fd42::/56,10.42.0.0/16", "fd43::/112", ""},
+		{"10.42.0.0/16", "", "pod-cidr and service-cidr: give both or neither"},
+		{"10.42.0.1/16", "10.43.0.0/16", `pod-cidr: "10.42.0.1/16" is not a range such as 10.42.0.0/16 or fd42:0:0:0100::/56`},
+		{"10.42.0.0/16,10.44.0.0/16", "10.43.0.0/16", `pod-cidr: "10.42.0.0/16,10.44.0.0/16": give one range, or one of IPv4 and one of IPv6`},
+		{"10.42.0.0/16", "fd43::/112", "service-cidr: pods have no address of the family of fd43::/112 at that place: give the families of pod-cidr in the same order"},
+		{"10.42.0.0/16", "10.42.128.0/17", "service-cidr: 10.42.128.0/17 overlaps with the pods' range 10.42.0.0/16"},
+		{"fd42::/56", "fd43::/48", "service-cidr: fd43::/48 is larger than a /64"},
+	} {
+		got := ""
+		if err := checkRanges(test.pods, test.services); err != nil {
+			got = err.Error()
+		}
+		if got != test.want {
+			t.Errorf("%s and %s: %q, want %q", test.pods, test.services, got, test.want)
+		}
+	}
+	for text, want := range map[string]int{"10.42.0.0/16": 24, "10.42.0.0/26": 26, "fd42::/56": 64, "fd42::/64": 64, "fd42::/112": 120} {
+		if got := nodeBlockBits(netip.MustParsePrefix(text)); got != want {
+			t.Errorf("%s: blocks of /%d, want /%d", text, got, want)
+		}
 	}
 }

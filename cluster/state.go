@@ -32,6 +32,7 @@ type identity struct {
 	// ID is a random hexadecimal name that tells what this instance made in the
 	// kernel from what others did.
 	ID          string `json:"id"`
+	// PodCIDR and ServiceCIDR are in the form of parseRanges.
 	PodCIDR     string `json:"podCIDR"`
 	ServiceCIDR string `json:"serviceCIDR"`
 }
@@ -52,7 +53,7 @@ func (s *state) path(elem ...string) string {
 
 // openState locks the state directory and reads or makes its identity. choose gives
 // the ranges of a new instance.
-func openState(dir string, choose func() (pods, services netip.Prefix, err error)) (_ *state, err error) {
+func openState(dir string, choose func() (pods, services []netip.Prefix, err error)) (_ *state, err error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("data directory: %w: choose another with --data-dir", err)
 	}
@@ -82,7 +83,7 @@ func readIdentity(dir string) (identity, error) {
 	if err != nil {
 		return id, err
 	}
-	if err := json.Unmarshal(data, &id); err != nil || id.ID == "" {
+	if err := json.Unmarshal(data, &id); err != nil || id.ID == "" || len(id.podRanges()) == 0 || len(id.serviceRanges()) == 0 {
 		return id, fmt.Errorf("%w: %s cannot be read: restore it from a backup, or run `coracle reset --data-dir %s`", ErrDamaged, path, dir)
 	}
 	if id.Layout > layoutVersion {
@@ -91,7 +92,7 @@ func readIdentity(dir string) (identity, error) {
 	return id, nil
 }
 
-func (s *state) create(choose func() (pods, services netip.Prefix, err error)) error {
+func (s *state) create(choose func() (pods, services []netip.Prefix, err error)) error {
 	pods, services, err := choose()
 	if err != nil {
 		return err
@@ -99,7 +100,7 @@ func (s *state) create(choose func() (pods, services netip.Prefix, err error)) e
 	var random [4]byte
 	_, _ = rand.Read(random[:])
 	s.identity = identity{Layout: layoutVersion, ID: hex.EncodeToString(random[:]),
-		PodCIDR: pods.String(), ServiceCIDR: services.String()}
+		PodCIDR: formatRanges(pods), ServiceCIDR: formatRanges(services)}
 	data, err := json.MarshalIndent(s.identity, "", "  ")
 	if err != nil {
 		return err
