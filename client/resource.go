@@ -15,10 +15,12 @@ import (
 	nodev1 "k8s.io/api/node/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"coracle.dev/coracle/api"
@@ -63,6 +65,17 @@ var (
 	NetworkPolicies        = Resource[*networkingv1.NetworkPolicy]{"networkpolicies.networking.k8s.io"}
 	ClusterNetworkPolicies = Resource[*policyv1alpha2.ClusterNetworkPolicy]{"clusternetworkpolicies.policy.networking.k8s.io"}
 	Ingresses              = Resource[*networkingv1.Ingress]{"ingresses.networking.k8s.io"}
+	IngressClasses         = Resource[*networkingv1.IngressClass]{"ingressclasses.networking.k8s.io"}
+	GatewayClasses         = Resource[*gatewayv1.GatewayClass]{"gatewayclasses.gateway.networking.k8s.io"}
+	Gateways               = Resource[*gatewayv1.Gateway]{"gateways.gateway.networking.k8s.io"}
+	ListenerSets           = Resource[*gatewayv1.ListenerSet]{"listenersets.gateway.networking.k8s.io"}
+	HTTPRoutes             = Resource[*gatewayv1.HTTPRoute]{"httproutes.gateway.networking.k8s.io"}
+	GRPCRoutes             = Resource[*gatewayv1.GRPCRoute]{"grpcroutes.gateway.networking.k8s.io"}
+	TLSRoutes              = Resource[*gatewayv1.TLSRoute]{"tlsroutes.gateway.networking.k8s.io"}
+	TCPRoutes              = Resource[*gatewayv1.TCPRoute]{"tcproutes.gateway.networking.k8s.io"}
+	UDPRoutes              = Resource[*gatewayv1.UDPRoute]{"udproutes.gateway.networking.k8s.io"}
+	BackendTLSPolicies     = Resource[*gatewayv1.BackendTLSPolicy]{"backendtlspolicies.gateway.networking.k8s.io"}
+	ReferenceGrants        = Resource[*gatewayv1.ReferenceGrant]{"referencegrants.gateway.networking.k8s.io"}
 	StorageClasses         = Resource[*storagev1.StorageClass]{"storageclasses.storage.k8s.io"}
 	CSINodes               = Resource[*storagev1.CSINode]{"csinodes.storage.k8s.io"}
 	VolumeAttachments      = Resource[*storagev1.VolumeAttachment]{"volumeattachments.storage.k8s.io"}
@@ -72,6 +85,11 @@ var (
 	Roles                  = Resource[*rbacv1.Role]{"roles.rbac.authorization.k8s.io"}
 	RoleBindings           = Resource[*rbacv1.RoleBinding]{"rolebindings.rbac.authorization.k8s.io"}
 	MutatingWebhooks       = Resource[*admissionv1.MutatingWebhookConfiguration]{"mutatingwebhookconfigurations.admissionregistration.k8s.io"}
+	ResourceClaims         = Resource[*resourcev1.ResourceClaim]{"resourceclaims.resource.k8s.io"}
+	ResourceClaimTemplates = Resource[*resourcev1.ResourceClaimTemplate]{"resourceclaimtemplates.resource.k8s.io"}
+	DeviceClasses          = Resource[*resourcev1.DeviceClass]{"deviceclasses.resource.k8s.io"}
+	DeviceTaintRules       = Resource[*resourcev1.DeviceTaintRule]{"devicetaintrules.resource.k8s.io"}
+	ResourceSlices         = Resource[*resourcev1.ResourceSlice]{"resourceslices.resource.k8s.io"}
 	ValidatingWebhooks     = Resource[*admissionv1.ValidatingWebhookConfiguration]{"validatingwebhookconfigurations.admissionregistration.k8s.io"}
 )
 

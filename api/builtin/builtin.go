@@ -18,6 +18,7 @@ import (
 	"coracle.dev/coracle/api/discovery"
 	"coracle.dev/coracle/api/events"
 	"coracle.dev/coracle/api/flowcontrol"
+	"coracle.dev/coracle/api/gateway"
 	"coracle.dev/coracle/api/networking"
 	"coracle.dev/coracle/api/node"
 	"coracle.dev/coracle/api/policy"
@@ -44,7 +45,7 @@ func Kinds() []*api.Kind {
 		batch.Kinds, certificates.Kinds, networking.Kinds, policy.Kinds, rbac.Kinds, storage.Kinds,
 		admissionregistration.Kinds, apiextensions.Kinds, scheduling.Kinds, coordination.Kinds,
 		node.Kinds, discovery.Kinds, flowcontrol.Kinds, resource.Kinds, storagemigration.Kinds,
-		apiregistration.Kinds, policynetworking.Kinds,
+		apiregistration.Kinds, policynetworking.Kinds, gateway.Kinds,
 	} {
 		all = append(all, kinds()...)
 	}
@@ -78,6 +79,7 @@ var GroupPriority = map[string]int32{
 	"resource.k8s.io":              15900,
 	"storagemigration.k8s.io":      15800,
 	"policy.networking.k8s.io":     1000, // as that of a CustomResourceDefinition, which it is elsewhere
+	"gateway.networking.k8s.io":    1000, // likewise
 }
 
 // VersionPriority orders the versions inside the groups that have more than one

@@ -78,7 +78,7 @@ func TestEveryStableKind(t *testing.T) {
 	for _, k := range registry.All() {
 		for _, v := range k.Versions {
 			gvk := schema.GroupVersionKind{Group: k.Group, Version: v.Name, Kind: k.Kind}
-			foreign := k.Group == "apiextensions.k8s.io" || k.Group == "apiregistration.k8s.io" || k.Group == "policy.networking.k8s.io"
+			foreign := k.Group == "apiextensions.k8s.io" || k.Group == "apiregistration.k8s.io" || k.Group == "policy.networking.k8s.io" || k.Group == "gateway.networking.k8s.io"
 			if !seen[gvk] && !v.NotServed && !foreign {
 				t.Errorf("%v is registered, but client-go does not know it", gvk)
 			}

@@ -179,6 +179,9 @@ func (r *Registrar) Serve(_ context.Context, crd *apiextensionsv1.CustomResource
 func (r *Registrar) serve(crd *apiextensionsv1.CustomResourceDefinition) error {
 	state := stateOf(crd)
 	have, is := r.served[crd.Name]
+	if !is && r.Registry.ByName(crd.Name) != nil {
+		return nil // the program serves it by itself: the definition is kept, and that is all
+	}
 	if is && (have.same(state) || have.uid == state.uid && have.generation > state.generation) {
 		return nil
 	}

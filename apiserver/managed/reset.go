@@ -64,7 +64,7 @@ func resetOf(k *api.Kind, subresource string) *reset {
 		return r
 	}
 	switch {
-	case subresource == "status" && (wholeMetadata[k.Name()] || loose(k)):
+	case subresource == "status" && (wholeMetadata[k.Name()] || k.Group == "gateway.networking.k8s.io" || loose(k)):
 		return resetAllElse
 	case subresource == "status":
 		return resetSpec

@@ -157,7 +157,9 @@ func (n *naming) taken(s store.Snapshot, crd *definition) (resources, kinds map[
 		kinds[names.Kind], kinds[names.ListKind] = true, true
 	}
 	for _, k := range n.Registry.All() {
-		if k.Group == crd.Spec.Group && n.BuiltIn(k.Name()) {
+		// A definition of what the program serves itself (those of the Gateway API, that are installed by habit) describes that very
+		// kind: it is accepted, and what is served stays what is built in.
+		if same := k.Name() == crd.Name && k.Kind == crd.Spec.Names.Kind; k.Group == crd.Spec.Group && !same && n.BuiltIn(k.Name()) {
 			resources[k.Resource], resources[k.Singular] = true, true
 			kinds[k.Kind], kinds[k.Kind+"List"] = true, true
 		}
