@@ -237,10 +237,7 @@ func (m *model) change(t *testing.T, r *rand.Rand, s store.Store) {
 
 // TestRBACAgainstModel asks every question of a small world after each of many random changes.
 func TestRBACAgainstModel(t *testing.T) {
-	rounds, changes := 20, 40
-	if testing.Short() {
-		rounds = 3
-	}
+	const rounds, changes = 20, 40
 	allowed, denied := 0, 0
 	for seed := range rounds {
 		r := rand.New(rand.NewPCG(uint64(seed), 7))
