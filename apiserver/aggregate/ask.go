@@ -95,16 +95,11 @@ func (a *Aggregator) ask(ctx context.Context, as *client.User, t *backend.Target
 		r.Header.Set("Accept", accept)
 	}
 	transport.SetAuthProxyHeaders(r, as.Name, "", as.Groups, nil)
-	response, err := c.Do(r)
+	response, body, err := backend.Do(c, r, maxAnswer)
 	if err != nil {
 		return answer{}, u, err
 	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
-	if err == nil && len(body) > maxAnswer {
-		err = fmt.Errorf("the answer has more than %d bytes", maxAnswer)
-	}
-	return answer{response.StatusCode, response.Header.Get("Content-Type"), body}, u, err
+	return answer{response.StatusCode, response.Header.Get("Content-Type"), body}, u, nil
 }
 
 // Look asks the server of an APIService for its kinds and documents. While it cannot be asked, what it said before stays,

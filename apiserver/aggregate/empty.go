@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -20,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/version"
 	"k8s.io/client-go/transport"
 
+	"coracle.dev/coracle/apiserver/backend"
 	"coracle.dev/coracle/client"
 )
 
@@ -175,17 +175,10 @@ func (c *collection) do(ctx context.Context, as client.User, method, path, accep
 		r.Header.Set("Content-Type", "application/json")
 	}
 	transport.SetAuthProxyHeaders(r, as.Name, as.UID, as.Groups, as.Extra)
-	answer, err := conn.Do(r)
-	if err != nil {
-		return nil, err
-	}
-	defer answer.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
+	answer, data, err := backend.Do(conn, r, maxAnswer)
 	switch {
 	case err != nil:
 		return nil, err
-	case len(data) > maxAnswer:
-		return nil, fmt.Errorf("the list of %s has more than %d bytes", c.resource, maxAnswer)
 	case answer.StatusCode >= 200 && answer.StatusCode < 300:
 		return data, nil
 	}

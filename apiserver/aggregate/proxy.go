@@ -6,10 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strings"
-	"sync/atomic"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilproxy "k8s.io/apimachinery/pkg/util/proxy"
@@ -83,26 +81,7 @@ func (s *speaker) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := rewindable(r); err != nil {
 		return nil, err
 	}
-	response, connected, err := s.try(r)
-	if err == nil || connected || r.Context().Err() != nil || r.Body != nil && r.GetBody == nil {
-		return response, err
-	}
-	// No connection came about, so that the server has heard nothing: whatever the method, it may be asked again.
-	if r.GetBody != nil {
-		if r.Body, err = r.GetBody(); err != nil {
-			return nil, err
-		}
-	}
-	response, _, err = s.try(r)
-	return response, err
-}
-
-// try sends a request, and tells whether there was a connection to send it over.
-func (s *speaker) try(r *http.Request) (response *http.Response, connected bool, err error) {
-	var got atomic.Bool
-	trace := &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { got.Store(true) }}
-	response, err = s.base.RoundTrip(r.WithContext(httptrace.WithClientTrace(r.Context(), trace)))
-	return response, got.Load(), err
+	return s.base.RoundTrip(r)
 }
 
 // rewindable keeps a body that is not large, so that the transport can send the request over another connection when the one

@@ -42,6 +42,9 @@ type Service struct {
 	Path string
 }
 
+// ErrTooLong says that a backend's answer is longer than what is read.
+var ErrTooLong = errors.New("the answer is too long")
+
 // Target is one backend: exactly one of URL and Service is set.
 type Target struct {
 	// URL is an https address with host, port and path.
@@ -163,7 +166,7 @@ func (p *Pool) transport(t Target, u *url.URL) (http.RoundTripper, error) {
 	if c := p.clients[id]; c != nil {
 		c.used = time.Now()
 		c.follow(pods)
-		return c.transport, nil
+		return steady{c.transport}, nil
 	}
 	config, err := p.tls(t, u)
 	if err != nil {
@@ -185,7 +188,7 @@ func (p *Pool) transport(t Target, u *url.URL) (http.RoundTripper, error) {
 		p.clients = map[[sha256.Size]byte]*pooled{}
 	}
 	p.clients[id] = &pooled{transport, time.Now(), pods}
-	return transport, nil
+	return steady{transport}, nil
 }
 
 // makeRoom closes the client that was used the longest ago once there are too many. mu is held.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"time"
@@ -170,17 +169,10 @@ func (d *definition) post(ctx context.Context, config *apiextensionsv1.WebhookCl
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	resp, data, err := backend.Do(client, req, maxAnswer)
 	switch {
 	case err != nil:
 		return nil, err
-	case len(data) > maxAnswer:
-		return nil, fmt.Errorf("the answer is longer than %d bytes", maxAnswer)
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
 		return nil, apierrors.NewGenericServerResponse(resp.StatusCode, "post", schema.GroupResource{}, "", string(bytes.TrimSpace(data[:min(len(data), 2048)])), 0, true)
 	}

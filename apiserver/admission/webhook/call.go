@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"coracle.dev/coracle/apiserver/admission"
+	"coracle.dev/coracle/apiserver/backend"
 	"coracle.dev/coracle/apiserver/wire"
 )
 
@@ -83,17 +83,10 @@ func (w *Webhooks) post(ctx context.Context, h *hook, body []byte, into *reviewv
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json, */*")
 	req.Header.Set("User-Agent", "kube-apiserver-admission")
-	resp, err := c.Do(req)
-	if err != nil {
-		return h.failed(err, true)
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	resp, data, err := backend.Do(c, req, maxAnswer)
 	switch {
 	case err != nil:
-		return h.failed(err, true)
-	case len(data) > maxAnswer:
-		return h.failed(fmt.Errorf("the answer is longer than %d bytes", maxAnswer), false)
+		return h.failed(err, !errors.Is(err, backend.ErrTooLong))
 	case resp.StatusCode < 200 || resp.StatusCode > 299:
 		return h.failed(refused(resp, data), false)
 	}
