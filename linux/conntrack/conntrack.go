@@ -45,7 +45,11 @@ type Flow struct {
 
 // Filter says which entries are meant: those whose two directions both agree with it. The zero Filter means all.
 // All addresses in it are of one family; without any, entries of both families are meant.
-type Filter struct{ Original, Reply Tuple }
+type Filter struct {
+	Original, Reply Tuple
+	// Family is AF_INET or AF_INET6 where there is no address; 0 means both, and then the kernel has to give all entries.
+	Family uint8
+}
 
 // Table is an open connection to the kernel's table. It is safe for concurrent use.
 type Table struct {
@@ -193,6 +197,9 @@ func (t *Table) DeleteMatching(match func(*Flow) bool, filters ...Filter) (int, 
 
 // means tells whether a flow agrees with the filter.
 func (f Filter) means(flow *Flow) bool {
+	if f.Family != 0 && f.Family != flow.family {
+		return false
+	}
 	return f.Original.means(flow.Original) && f.Reply.means(flow.Reply)
 }
 

@@ -59,7 +59,7 @@ var errFamilies = errors.New("a filter with addresses of two families")
 
 // family is that of the filter's addresses, unspecified if it has none.
 func (f Filter) family() (uint8, error) {
-	family := uint8(unix.AF_UNSPEC)
+	family := f.Family
 	for _, a := range []netip.Addr{f.Original.Src, f.Original.Dst, f.Reply.Src, f.Reply.Dst} {
 		if !a.IsValid() {
 			continue

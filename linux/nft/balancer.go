@@ -4,28 +4,86 @@
 package nft
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
+	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
 // Front is where connections come in that are to be balanced.
 type Front struct {
-	// Addr is the address; the zero value means every address of the node.
+	// Addr is the address; the zero value means every address of the node but those of loopback.
 	Addr netip.Addr
 	// Proto is the IP protocol number: 6 TCP, 17 UDP, 132 SCTP.
 	Proto uint8
 	Port  uint16
+	// Family is 4 or 6 where Addr is zero; 0 means those families that the backends have.
+	Family uint8
+	// Near makes it a front only for connections from the inside ranges and from the node itself. It goes before one
+	// without Near.
+	Near bool
+}
+
+// Backend is where connections go.
+type Backend struct {
+	Addr netip.AddrPort
+	// Local says that it is on this node, and so may reach itself through a front.
+	Local bool
+}
+
+// Source says what a backend sees as the source of a connection.
+type Source uint8
+
+// The choices of Source.
+const (
+	// KeepSource leaves the client's address, but for a backend that reaches itself.
+	KeepSource Source = iota
+	// HideOutside puts the node's address in the place of those that are not of the inside ranges.
+	HideOutside
+	// HideSource puts the node's address in the place of all.
+	HideSource
+)
+
+// Empty says what becomes of connections to a front without backends.
+type Empty uint8
+
+// The choices of Empty.
+const (
+	// PassEmpty leaves them as they are, as if there were no front.
+	PassEmpty Empty = iota
+	// RefuseEmpty answers with ICMP port unreachable.
+	RefuseEmpty
+	// DropEmpty gives no answer.
+	DropEmpty
+)
+
+// Route leads a front to a pool of a Group.
+type Route struct {
+	Front  Front
+	Pool   int // index of Group.Pools
+	Source Source
+	Empty  Empty
+	// Allowed, if not nil, are the clients whose connections are taken; those of others are dropped. It is for fronts with an address.
+	Allowed []netip.Prefix
+}
+
+// Group is what changes as one: fronts and the pools of backends that they lead to.
+type Group struct {
+	Routes []Route
+	// Pools have backends of both families in any order; a connection goes to those of its own.
+	Pools [][]Backend
+	// Sticky, if not zero, is how long after its last connection a client's address keeps its backend.
+	Sticky time.Duration
+	// Keep are backends in no pool whose connections go on all the same: they are about to end, or not for clients of this node.
+	Keep []netip.AddrPort
+	// Refused are addresses to which nothing but the fronts leads: the rest is refused, unless the node bears the address.
+	Refused []netip.Addr
 }
 
 // Protocol is the number of a protocol that has ports, by its usual name in capitals; 0 for any other.
@@ -41,376 +99,504 @@ func Protocol(name string) uint8 {
 	return 0
 }
 
-// Balancer spreads connections to fronts over backends by destination NAT, for IPv4.
-// Finding the rule for a packet is one look-up in a hash map however many fronts there
-// are, and a change costs one transaction in proportion to the backends of the one
-// front group that changed. It is safe for concurrent use.
+// Balancer spreads connections to fronts over backends by destination NAT, for IPv4 and IPv6.
+//
+// What differs from service to service is elements of a few hash maps: front -> pool and plan, (pool, index) -> backend. The rules are
+// the same for all: a plan is a chain for so and so many backends. So a packet costs the same however many fronts there are,
+// a change costs the elements that differ, and the kernel, which checks all chains that can be reached whenever a
+// rule changes, has a few dozen of them to look at.
+//
+// It is safe for concurrent use. If the kernel refuses a transaction, the next one makes the table anew.
 type Balancer struct {
-	mu       sync.Mutex // guards what follows, and the order of transactions
-	conn     *nftables.Conn
-	table    *nftables.Table
-	fronts   *nftables.Set // address, protocol, port -> jump
-	ports    *nftables.Set // protocol, port -> jump, for every address of the node
-	hairpins *nftables.Set // backends that reach themselves through a front
-	groups   map[string]*group
-	self     map[netip.Addr]int // how many groups have the backend
+	mu     sync.Mutex // guards what follows, and the order of transactions
+	kernel *kernel
+	name   string
+	inside []netip.Prefix
+	// virtual are the ranges to which nothing but fronts leads.
+	virtual []netip.Prefix
+	// groups are what is wanted; all else says what the kernel has of it.
+	groups  map[string]*Group
+	made    map[string]*made
+	pools   uint32 // the last number of a pool; none is used twice
+	plans   map[planKey]*plan
+	lastID  uint32 // the last number of a plan
+	claims  map[frontKey][]claim
+	locals  map[netip.Addr]int // how many pools have the local backend
+	refused map[netip.Addr]int // how many groups refuse the rest of the address
+	broken  bool
+	flows   flows
 }
 
-type group struct {
-	chain    *nftables.Chain
-	fronts   []Front
-	backends []netip.AddrPort
-	sticky   time.Duration
-	clients  *nftables.Set // which backend each client has, nil unless sticky
+// made is what the kernel has of a group.
+type made struct {
+	pools   map[poolKey]*pool
+	fronts  map[frontKey]value
+	limits  map[frontKey][]netip.Prefix
+	refused []netip.Addr
+	// flows are the backends whose connections go on, nil for groups without a front of a protocol without connections.
+	flows map[netip.AddrPort]bool
 }
 
-// Registers: the first holds 16 bytes, which are also the four registers of 4 bytes from reg32.
-const (
-	reg1   = unix.NFT_REG_1
-	reg32b = unix.NFT_REG32_01
-	reg32c = unix.NFT_REG32_02
-	reg4   = unix.NFT_REG_4
-)
+type poolKey struct {
+	index  int
+	family uint8
+}
 
-var (
-	frontType = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService)
-	portType  = nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
-	backType  = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
-	pairType  = nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
-)
+type pool struct {
+	id       uint32
+	family   uint8
+	sticky   bool
+	backends []Backend // the place of each is its index in the kernel
+}
+
+type frontKey struct {
+	addr   netip.Addr
+	family uint8
+	proto  uint8
+	port   uint16
+	near   bool
+}
+
+// value is what a front leads to.
+type value struct {
+	pool uint32
+	plan *plan
+}
+
+// claim is a group's wish for a front. Where several want the same, the first has it.
+type claim struct {
+	group string
+	value value
+}
 
 // NewBalancer makes the table of that name anew, empty of fronts, in one transaction.
 // Packets from the inside ranges to anywhere else leave with the node's address. Packets to the
 // virtual ranges that no front takes are refused at once, unless the node bears the
 // address itself.
 func NewBalancer(name string, inside, virtual []netip.Prefix) (*Balancer, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
+	b := &Balancer{name: name, inside: inside, virtual: virtual, groups: map[string]*Group{}}
+	var err error
+	if b.kernel, err = openKernel(name); err != nil {
+		return nil, err
 	}
-	b := &Balancer{conn: conn, groups: map[string]*group{}, self: map[netip.Addr]int{}}
-	b.table = &nftables.Table{Name: name, Family: nftables.TableFamilyIPv4}
-	conn.AddTable(b.table) // so that the deletion finds one
-	conn.DelTable(b.table)
-	conn.AddTable(b.table)
-	b.fronts = &nftables.Set{Table: b.table, Name: "fronts", IsMap: true, Concatenation: true, KeyType: frontType, DataType: nftables.TypeVerdict}
-	b.ports = &nftables.Set{Table: b.table, Name: "ports", IsMap: true, Concatenation: true, KeyType: portType, DataType: nftables.TypeVerdict}
-	b.hairpins = &nftables.Set{Table: b.table, Name: "hairpins", Concatenation: true, KeyType: pairType}
-	for _, set := range []*nftables.Set{b.fronts, b.ports, b.hairpins} {
-		if err := conn.AddSet(set, nil); err != nil {
-			return nil, fmt.Errorf("nftables: %w", err)
-		}
-	}
-	for hook, name := range map[*nftables.ChainHook]string{nftables.ChainHookPrerouting: "prerouting", nftables.ChainHookOutput: "output"} {
-		chain := conn.AddChain(&nftables.Chain{Name: name, Table: b.table, Type: nftables.ChainTypeNAT, Hooknum: hook, Priority: nftables.ChainPriorityNATDest})
-		conn.AddRule(&nftables.Rule{Table: b.table, Chain: chain, Exprs: b.lookupFront()})
-		conn.AddRule(&nftables.Rule{Table: b.table, Chain: chain, Exprs: b.lookupPort()})
-	}
-	post := conn.AddChain(&nftables.Chain{Name: "postrouting", Table: b.table, Type: nftables.ChainTypeNAT,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource})
-	conn.AddRule(&nftables.Rule{Table: b.table, Chain: post, Exprs: []expr.Any{
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Payload{DestRegister: reg32b, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
-		&expr.Lookup{SourceRegister: reg1, SetName: b.hairpins.Name, SetID: b.hairpins.ID},
-		&expr.Masq{},
-	}})
-	for _, p := range inside {
-		if p.Addr().Is4() {
-			exprs := append(within(12, p, expr.CmpOpEq), within(16, p, expr.CmpOpNeq)...)
-			conn.AddRule(&nftables.Rule{Table: b.table, Chain: post, Exprs: append(exprs, &expr.Masq{})})
-		}
-	}
-	b.refuse(virtual)
-	if err := conn.Flush(); err != nil {
-		return nil, fmt.Errorf("nftables: make table %s: %w", name, err)
+	if err := b.rebuild(); err != nil {
+		return nil, errors.Join(err, b.kernel.close())
 	}
 	return b, nil
 }
 
-// refuse rejects what is still on its way to a virtual range after translation.
-func (b *Balancer) refuse(virtual []netip.Prefix) {
-	for hook, name := range map[*nftables.ChainHook]string{nftables.ChainHookForward: "refuse-forward", nftables.ChainHookOutput: "refuse-output"} {
-		chain := b.conn.AddChain(&nftables.Chain{Name: name, Table: b.table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
-		for _, p := range virtual {
-			if p.Addr().Is4() {
-				exprs := append(within(16, p, expr.CmpOpEq),
-					&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true},
-					&expr.Cmp{Op: expr.CmpOpNeq, Register: reg1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
-					&expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: portUnreachable})
-				b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: chain, Exprs: exprs})
-			}
-		}
-	}
-}
-
-// portUnreachable is the ICMP code with which a connection is refused (RFC 792).
-const portUnreachable = 3
-
-// within compares an address of the IPv4 header (12: source, 16: destination) with a range.
-func within(offset uint32, p netip.Prefix, op expr.CmpOp) []expr.Any {
-	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Bits()))
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: op, Register: reg1, Data: p.Masked().Addr().AsSlice()},
-	}
-}
-
-func (b *Balancer) lookupFront() []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg32b},
-		&expr.Payload{DestRegister: reg32c, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: reg1, SetName: b.fronts.Name, SetID: b.fronts.ID, IsDestRegSet: true},
-	}
-}
-
-func (b *Balancer) lookupPort() []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg1, Data: binary.NativeEndian.AppendUint32(nil, unix.RTN_LOCAL)},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1},
-		&expr.Payload{DestRegister: reg32b, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: reg1, SetName: b.ports.Name, SetID: b.ports.ID, IsDestRegSet: true},
-	}
-}
-
-// element is a key of the fronts or the ports map: each part padded to four bytes.
-func (f Front) element(chain string) nftables.SetElement {
-	var key []byte
-	if f.Addr.IsValid() {
-		key = append(key, f.Addr.AsSlice()...)
-	}
-	key = append(key, f.Proto, 0, 0, 0)
-	key = binary.BigEndian.AppendUint16(key, f.Port)
-	key = append(key, 0, 0)
-	return nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
-}
-
-func (b *Balancer) mapOf(f Front) *nftables.Set {
-	if f.Addr.IsValid() {
-		return b.fronts
-	}
-	return b.ports
+// Close ends the connection to the kernel. The table stays.
+func (b *Balancer) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return errors.Join(b.kernel.close(), b.flows.close())
 }
 
 // Set makes connections to any of the fronts go to one of the backends, chosen at random. With
-// no backends they stay as they are: those to a virtual range are refused. If sticky is not zero, a client's address goes to
-// the backend that it had before, as long as that is one and the last connection is no longer ago than sticky. id names the
-// group; what it was before is replaced, all in one transaction, except for what clients have. Fronts and backends that are
-// not IPv4 are left out.
+// no backends they stay as they are: those to a virtual range are refused. id names the group; what it was before is replaced.
+// It is the short form of Apply for a Group with one pool that keeps the source.
 func (b *Balancer) Set(id string, fronts []Front, backends []netip.AddrPort, sticky time.Duration) error {
-	fronts = slices.DeleteFunc(slices.Clone(fronts), func(f Front) bool { return f.Addr.IsValid() && !f.Addr.Is4() })
-	backends = slices.DeleteFunc(slices.Clone(backends), func(a netip.AddrPort) bool { return !a.Addr().Is4() })
-	slices.SortFunc(backends, netip.AddrPort.Compare)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	old := b.groups[id]
-	if old != nil && slices.Equal(old.fronts, fronts) && slices.Equal(old.backends, backends) && old.sticky == sticky {
-		return nil
+	g := &Group{Sticky: sticky, Pools: [][]Backend{nil}}
+	for _, f := range fronts {
+		g.Routes = append(g.Routes, Route{Front: f})
 	}
-	if len(fronts) == 0 {
-		return b.remove(id)
+	for _, a := range backends {
+		g.Pools[0] = append(g.Pools[0], Backend{Addr: a, Local: true})
 	}
-	g := &group{fronts: fronts, backends: backends, sticky: sticky}
-	sum := sha256.Sum256([]byte(id))
-	name := hex.EncodeToString(sum[:12])
-	if old != nil {
-		g.chain, g.clients = old.chain, old.clients
-		b.conn.FlushChain(g.chain)
-	} else {
-		g.chain = b.conn.AddChain(&nftables.Chain{Name: "g" + name, Table: b.table})
-		old = &group{}
-	}
-	if err := b.keepClients(g, "c"+name); err != nil {
-		return fmt.Errorf("nftables: set %s: %w", id, err)
-	}
-	if len(backends) > 0 {
-		for _, exprs := range b.rules(g) {
-			b.conn.AddRule(&nftables.Rule{Table: b.table, Chain: g.chain, Exprs: exprs})
-		}
-	}
-	if err := b.change(old, g); err != nil {
-		return err
-	}
-	if err := b.conn.Flush(); err != nil {
-		return fmt.Errorf("nftables: set %s: %w", id, err)
-	}
-	b.groups[id] = g
-	b.count(old, -1)
-	b.count(g, 1)
-	return nil
+	return b.Apply(map[string]*Group{id: g})
 }
 
 // Remove takes a group out. An unknown one is no error.
-func (b *Balancer) Remove(id string) error {
+func (b *Balancer) Remove(id string) error { return b.Apply(map[string]*Group{id: nil}) }
+
+// largest is how many elements a transaction has at most, if there are more groups than one in it.
+const largest = 20_000
+
+// Apply replaces the groups that are named, and removes those that are nil, in as few transactions as their size allows: a
+// group changes as a whole, and one that does not differ costs none. With a change of a front of UDP or SCTP, the
+// connections are forgotten that lead to backends that it does not have any more, so that the next packet finds a new one.
+// Groups must not be changed after they were given.
+func (b *Balancer) Apply(changes map[string]*Group) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.remove(id)
+	// What goes makes room first.
+	ids := slices.SortedFunc(maps.Keys(changes), func(a, c string) int {
+		if (changes[a] == nil) != (changes[c] == nil) {
+			if changes[a] == nil {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Compare(a, c)
+	})
+	if b.broken {
+		b.want(ids, changes)
+		return b.rebuild()
+	}
+	t := b.kernel.begin()
+	var stale flowChanges
+	for i, id := range ids {
+		b.want(ids[i:i+1], changes)
+		b.plan(t, id, &stale)
+		if t.size < largest {
+			continue
+		}
+		if err := b.finish(t, &stale); err != nil {
+			b.want(ids[i+1:], changes)
+			return err
+		}
+		t, stale = b.kernel.begin(), flowChanges{}
+	}
+	return b.finish(t, &stale)
 }
 
-func (b *Balancer) remove(id string) error {
-	g := b.groups[id]
-	if g == nil {
+func (b *Balancer) want(ids []string, changes map[string]*Group) {
+	for _, id := range ids {
+		if g := changes[id]; g != nil && len(g.Routes) > 0 {
+			b.groups[id] = g
+		} else {
+			delete(b.groups, id)
+		}
+	}
+}
+
+// SetVirtual replaces the ranges to which nothing but fronts leads.
+func (b *Balancer) SetVirtual(virtual []netip.Prefix) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if slices.Equal(b.virtual, virtual) && !b.broken {
 		return nil
 	}
-	if err := b.change(g, &group{chain: g.chain}); err != nil {
+	b.virtual = slices.Clone(virtual)
+	if b.broken {
+		return b.rebuild()
+	}
+	t := b.kernel.begin()
+	t.virtual(virtual, false)
+	return b.finish(t, &flowChanges{})
+}
+
+// finish sends a transaction and forgets connections that it made stale.
+func (b *Balancer) finish(t *transaction, stale *flowChanges) error {
+	b.dropPlans(t)
+	if err := t.send(); err != nil {
+		b.broken = true
+		return fmt.Errorf("nftables: table %s: %w", b.name, err)
+	}
+	return errors.Join(b.kernel.forgetClients(t.orphans), b.flows.forget(stale))
+}
+
+// rebuild makes the table and all that is wanted of it.
+func (b *Balancer) rebuild() error {
+	b.made, b.plans, b.claims = map[string]*made{}, map[planKey]*plan{}, map[frontKey][]claim{}
+	b.locals, b.refused = map[netip.Addr]int{}, map[netip.Addr]int{}
+	t := b.kernel.begin()
+	t.table(b.inside)
+	t.virtual(b.virtual, true)
+	b.broken = true
+	var stale flowChanges
+	for _, id := range slices.Sorted(maps.Keys(b.groups)) {
+		b.plan(t, id, &stale)
+		if t.size >= largest {
+			if err := b.finish(t, &stale); err != nil {
+				return err
+			}
+			t = b.kernel.begin()
+		}
+	}
+	if err := b.finish(t, &stale); err != nil {
 		return err
 	}
-	b.conn.FlushChain(g.chain)
-	b.conn.DelChain(g.chain)
-	if g.clients != nil {
-		b.conn.DelSet(g.clients)
-	}
-	if err := b.conn.Flush(); err != nil {
-		return fmt.Errorf("nftables: remove %s: %w", id, err)
-	}
-	delete(b.groups, id)
-	b.count(g, -1)
+	b.broken = false
 	return nil
 }
 
-// change adds to the transaction what differs in the maps.
-func (b *Balancer) change(old, fresh *group) error {
-	var errs []error
-	for _, f := range old.fronts {
-		if !slices.Contains(fresh.fronts, f) {
-			errs = append(errs, b.conn.SetDeleteElements(b.mapOf(f), []nftables.SetElement{f.element(fresh.chain.Name)}))
+// plan adds to the transaction what brings a group from what is made to what is wanted.
+func (b *Balancer) plan(t *transaction, id string, stale *flowChanges) {
+	want, have := b.groups[id], b.made[id]
+	if want == nil && have == nil {
+		return
+	}
+	if want == nil {
+		want = &Group{}
+	}
+	if have == nil {
+		have = &made{}
+	}
+	fresh := &made{pools: map[poolKey]*pool{}, fronts: map[frontKey]value{}, limits: map[frontKey][]netip.Prefix{}, refused: want.Refused, flows: want.flows()}
+	b.planPools(t, want, have, fresh)
+	b.planFronts(t, id, want, have, fresh)
+	stale.compare(have, fresh)
+	b.planRefused(t, have.refused, want.Refused)
+	if len(fresh.fronts) == 0 && len(fresh.pools) == 0 {
+		delete(b.made, id)
+	} else {
+		b.made[id] = fresh
+	}
+}
+
+// planPools gives each pool of each family its backends.
+func (b *Balancer) planPools(t *transaction, want *Group, have, fresh *made) {
+	for i, all := range want.Pools {
+		var byFamily [2][]Backend
+		for _, k := range all {
+			place := 0
+			if k.Addr.Addr().Is6() {
+				place = 1
+			}
+			byFamily[place] = append(byFamily[place], k)
+		}
+		for place, backends := range byFamily {
+			key := poolKey{i, uint8(4 + 2*place)}
+			old := have.pools[key]
+			if len(backends) == 0 {
+				continue
+			}
+			if old == nil {
+				b.pools++
+				old = &pool{id: b.pools, family: key.family}
+			}
+			fresh.pools[key] = b.fill(t, old, backends, want.Sticky > 0)
 		}
 	}
-	for _, f := range fresh.fronts {
-		if !slices.Contains(old.fronts, f) {
-			errs = append(errs, b.conn.SetAddElements(b.mapOf(f), []nftables.SetElement{f.element(fresh.chain.Name)}))
-		}
-	}
-	before, after := hosts(old.backends), hosts(fresh.backends)
-	for addr := range before {
-		if !after[addr] && b.self[addr] == 1 {
-			errs = append(errs, b.conn.SetDeleteElements(b.hairpins, []nftables.SetElement{{Key: pair(addr)}}))
-		}
-	}
-	for addr := range after {
-		if !before[addr] && b.self[addr] == 0 {
-			errs = append(errs, b.conn.SetAddElements(b.hairpins, []nftables.SetElement{{Key: pair(addr)}}))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func hosts(backends []netip.AddrPort) map[netip.Addr]bool {
-	set := map[netip.Addr]bool{}
-	for _, a := range backends {
-		set[a.Addr()] = true
-	}
-	return set
-}
-
-func pair(a netip.Addr) []byte { return append(a.AsSlice(), a.AsSlice()...) }
-
-func (b *Balancer) count(g *group, sign int) {
-	for addr := range hosts(g.backends) {
-		if b.self[addr] += sign; b.self[addr] == 0 {
-			delete(b.self, addr)
+	for key, old := range have.pools {
+		if fresh.pools[key] == nil {
+			b.fill(t, old, nil, false)
 		}
 	}
 }
 
-// maxClients is how many clients a group remembers.
-const maxClients = 65536
-
-// keepClients makes the map of a sticky group's clients, and removes that of one that is sticky no more.
-func (b *Balancer) keepClients(g *group, name string) error {
-	if g.sticky > 0 == (g.clients != nil) {
-		return nil
-	}
-	if g.clients != nil {
-		b.conn.DelSet(g.clients)
-		g.clients = nil
-		return nil
-	}
-	g.clients = &nftables.Set{Table: b.table, Name: name, IsMap: true, Dynamic: true, HasTimeout: true, Size: maxClients,
-		KeyType: nftables.TypeIPAddr, DataType: backType}
-	return b.conn.AddSet(g.clients, nil)
-}
-
-// deleteOp is the third operation of a set's change by a rule, after adding and updating (linux/netfilter/nf_tables.h).
-const deleteOp = 2
-
-// rules are those of a group that has backends.
-func (b *Balancer) rules(g *group) [][]expr.Any {
-	dnat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1, RegProtoMin: reg32b, Specified: true}
-	choose := b.choose(g.backends)
-	if g.clients == nil {
-		return [][]expr.Any{append(choose, dnat)}
-	}
-	current := &nftables.Set{Table: b.table, Anonymous: true, Constant: true, Concatenation: true, KeyType: backType}
-	elements := make([]nftables.SetElement, len(g.backends))
-	for i, a := range g.backends {
-		elements[i] = nftables.SetElement{Key: value(a)}
-	}
-	b.addConstant(current, elements)
-	client := &expr.Payload{DestRegister: reg4, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4}
-	remember := func(op uint32) *expr.Dynset {
-		return &expr.Dynset{SrcRegKey: reg4, SrcRegData: reg1, SetName: g.clients.Name, SetID: g.clients.ID, Operation: op, Timeout: g.sticky}
-	}
-	return [][]expr.Any{
-		{
-			client,
-			&expr.Lookup{SourceRegister: reg4, DestRegister: reg1, IsDestRegSet: true, SetName: g.clients.Name, SetID: g.clients.ID},
-			&expr.Lookup{SourceRegister: reg1, SetName: current.Name, SetID: current.ID},
-			remember(unix.NFT_DYNSET_OP_UPDATE),
-			dnat,
-		},
-		append(choose, client,
-			// An update would keep the backend of before, which is gone.
-			&expr.Dynset{SrcRegKey: reg4, SrcRegData: reg1, SetName: g.clients.Name, SetID: g.clients.ID, Operation: deleteOp},
-			remember(unix.NFT_DYNSET_OP_ADD), dnat),
-	}
-}
-
-// value is a backend as maps hold it: each part padded to four bytes.
-func value(a netip.AddrPort) []byte {
-	return append(binary.BigEndian.AppendUint16(a.Addr().AsSlice(), a.Port()), 0, 0)
-}
-
-// addConstant adds an anonymous set to the transaction.
-func (b *Balancer) addConstant(set *nftables.Set, elements []nftables.SetElement) {
-	if err := b.conn.AddSet(set, elements); err != nil {
-		panic(err) // only a wrong type of set is refused here, and it is a constant one
-	}
-}
-
-// choose puts one of the backends, at random, into the first two registers.
-func (b *Balancer) choose(backends []netip.AddrPort) []expr.Any {
-	if len(backends) == 1 {
-		return []expr.Any{
-			&expr.Immediate{Register: reg1, Data: backends[0].Addr().AsSlice()},
-			&expr.Immediate{Register: reg32b, Data: binary.BigEndian.AppendUint16(nil, backends[0].Port())},
+// fill changes the elements of a pool: those that stay keep their index, and those that come take the places of those that go.
+func (b *Balancer) fill(t *transaction, old *pool, want []Backend, sticky bool) *pool {
+	fresh := &pool{id: old.id, family: old.family, sticky: sticky, backends: places(old.backends, want)}
+	for i := range max(len(old.backends), len(fresh.backends)) {
+		var was, is netip.AddrPort
+		if i < len(old.backends) {
+			was = old.backends[i].Addr
+		}
+		if i < len(fresh.backends) {
+			is = fresh.backends[i].Addr
+		}
+		if was == is {
+			continue
+		}
+		if was.IsValid() {
+			t.remove(t.backends(old.family), backendElement(old.id, i, was))
+		}
+		if is.IsValid() {
+			t.add(t.backends(old.family), backendElement(old.id, i, is))
 		}
 	}
-	choice := &nftables.Set{Table: b.table, Anonymous: true, Constant: true, IsMap: true, KeyType: nftables.TypeInteger, DataType: backType}
-	elements := make([]nftables.SetElement, len(backends))
-	for i, a := range backends {
-		elements[i] = nftables.SetElement{Key: binary.NativeEndian.AppendUint32(nil, uint32(i)), Val: value(a)}
+	members := func(p *pool) map[netip.AddrPort]bool {
+		set := map[netip.AddrPort]bool{}
+		if p.sticky {
+			for _, k := range p.backends {
+				set[k.Addr] = true
+			}
+		}
+		return set
 	}
-	b.addConstant(choice, elements)
-	return []expr.Any{
-		&expr.Numgen{Register: reg1, Type: unix.NFT_NG_RANDOM, Modulus: uint32(len(backends))},
-		&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: choice.Name, SetID: choice.ID},
+	if old.sticky || sticky {
+		before, after := members(old), members(fresh)
+		for a := range before {
+			if !after[a] {
+				t.remove(t.members(old.family), memberElement(old.id, a))
+			}
+		}
+		for a := range after {
+			if !before[a] {
+				t.add(t.members(old.family), memberElement(old.id, a))
+			}
+		}
+	}
+	if old.sticky && !sticky {
+		t.orphans = append(t.orphans, orphan{old.id, old.family})
+	}
+	b.count(t, old.backends, -1)
+	b.count(t, fresh.backends, 1)
+	return fresh
+}
+
+// places puts what is wanted in an order that differs as little as possible from that of before.
+func places(before, want []Backend) []Backend {
+	left := make(map[netip.AddrPort]Backend, len(want))
+	for _, k := range want {
+		left[k.Addr] = k
+	}
+	out := make([]Backend, len(left))
+	var late []Backend // those that stay, but whose index is beyond the end
+	var holes []int
+	for i := range max(len(before), len(out)) {
+		if i < len(before) {
+			if k, stays := left[before[i].Addr]; stays {
+				delete(left, k.Addr)
+				if i < len(out) {
+					out[i] = k
+				} else {
+					late = append(late, k)
+				}
+				continue
+			}
+		}
+		if i < len(out) {
+			holes = append(holes, i)
+		}
+	}
+	for _, k := range want {
+		if _, is := left[k.Addr]; is {
+			delete(left, k.Addr)
+			late = append(late, k)
+		}
+	}
+	for n, i := range holes {
+		out[i] = late[n]
+	}
+	return out
+}
+
+// count keeps the set of local backends, which may reach themselves.
+func (b *Balancer) count(t *transaction, backends []Backend, sign int) {
+	for _, k := range backends {
+		if !k.Local {
+			continue
+		}
+		a := k.Addr.Addr()
+		was := b.locals[a]
+		is := was + sign
+		if is == 0 {
+			delete(b.locals, a)
+		} else {
+			b.locals[a] = is
+		}
+		switch {
+		case was == 0 && is > 0:
+			t.add(t.hairpins(a), pairElement(a))
+		case was > 0 && is == 0:
+			t.remove(t.hairpins(a), pairElement(a))
+		}
 	}
 }
 
-// DeleteTable removes a table with all that is in it. An absent one is no error.
-func DeleteTable(name string) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+// planRefused keeps the set of addresses to which nothing but fronts leads.
+func (b *Balancer) planRefused(t *transaction, before, after []netip.Addr) {
+	for _, a := range before {
+		if b.refused[a]--; b.refused[a] == 0 {
+			delete(b.refused, a)
+			t.remove(t.refusals(a), element{key: a.AsSlice()})
+		}
 	}
-	table := &nftables.Table{Name: name, Family: nftables.TableFamilyIPv4}
-	conn.AddTable(table)
-	conn.DelTable(table)
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("nftables: delete table %s: %w", name, err)
+	for _, a := range after {
+		if b.refused[a]++; b.refused[a] == 1 {
+			t.add(t.refusals(a), element{key: a.AsSlice()})
+		}
 	}
-	return nil
+}
+
+// planFronts leads the fronts to the pools as they are now.
+func (b *Balancer) planFronts(t *transaction, id string, want *Group, have, fresh *made) {
+	for i := range want.Routes {
+		r := &want.Routes[i]
+		for _, key := range r.Front.keys(fresh, r.Pool) {
+			p := planKey{family: key.family, place: key.place(), source: r.Source, empty: r.Empty}
+			var number uint32
+			if pool := fresh.pools[poolKey{r.Pool, key.family}]; pool != nil {
+				number, p.count, p.sticky, p.empty = pool.id, len(pool.backends), want.Sticky, PassEmpty
+			} else if r.Empty == PassEmpty {
+				continue
+			} else {
+				p.source = KeepSource
+			}
+			fresh.fronts[key] = value{number, b.planFor(t, p)}
+			if r.Allowed != nil && key.addr.IsValid() {
+				fresh.limits[key] = r.Allowed
+			}
+		}
+	}
+	for key, v := range fresh.fronts {
+		if old, there := have.fronts[key]; !there || old != v {
+			b.claim(t, key, claim{id, v})
+		}
+	}
+	for key := range have.fronts {
+		if _, stays := fresh.fronts[key]; !stays {
+			b.release(t, key, id)
+		}
+	}
+	for key, allowed := range have.limits {
+		if !slices.Equal(allowed, fresh.limits[key]) || fresh.limits[key] == nil {
+			t.limit(key, allowed, false)
+		}
+	}
+	for key, allowed := range fresh.limits {
+		if old, there := have.limits[key]; !there || !slices.Equal(allowed, old) {
+			t.limit(key, allowed, true)
+		}
+	}
+	for _, v := range have.fronts {
+		v.plan.users--
+	}
+	for _, v := range fresh.fronts {
+		v.plan.users++
+	}
+}
+
+// keys are the places of a front in the maps.
+func (f Front) keys(m *made, index int) []frontKey {
+	key := frontKey{addr: f.Addr, proto: f.Proto, port: f.Port, near: f.Near, family: f.Family}
+	if f.Addr.IsValid() {
+		key.family = 4
+		if f.Addr.Is6() {
+			key.family = 6
+		}
+	}
+	if key.family != 0 {
+		return []frontKey{key}
+	}
+	var keys []frontKey
+	for _, family := range []uint8{4, 6} {
+		if m.pools[poolKey{index, family}] != nil {
+			key.family = family
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// claim enters or changes a group's wish for a front.
+func (b *Balancer) claim(t *transaction, key frontKey, c claim) {
+	all := b.claims[key]
+	i := slices.IndexFunc(all, func(o claim) bool { return o.group == c.group })
+	if i < 0 {
+		i = len(all)
+		all = append(all, c)
+		b.claims[key] = all
+		if i == 0 {
+			t.add(t.fronts(key), frontElement(key, c.value))
+		}
+		return
+	}
+	if i == 0 {
+		t.remove(t.fronts(key), frontElement(key, all[0].value))
+		t.add(t.fronts(key), frontElement(key, c.value))
+	}
+	all[i] = c
+}
+
+func (b *Balancer) release(t *transaction, key frontKey, group string) {
+	all := b.claims[key]
+	i := slices.IndexFunc(all, func(o claim) bool { return o.group == group })
+	if i < 0 {
+		return
+	}
+	if i == 0 {
+		t.remove(t.fronts(key), frontElement(key, all[0].value))
+		if len(all) > 1 {
+			t.add(t.fronts(key), frontElement(key, all[1].value))
+		}
+	}
+	if all = slices.Delete(all, i, i+1); len(all) == 0 {
+		delete(b.claims, key)
+	} else {
+		b.claims[key] = all
+	}
 }
