@@ -34,6 +34,7 @@ import (
 	"coracle.dev/coracle/controllers/protection"
 	"coracle.dev/coracle/controllers/rbac"
 	"coracle.dev/coracle/controllers/replicaset"
+	"coracle.dev/coracle/controllers/resourceclaim"
 	"coracle.dev/coracle/controllers/resourcequota"
 	"coracle.dev/coracle/controllers/rootca"
 	"coracle.dev/coracle/controllers/serviceaccount"
@@ -145,6 +146,7 @@ func (c *Cluster) managerLoops() []reconcile.Loop {
 		podgc.Loop(terminatedPods),
 		accounttoken.Loop(c.accountTokens()),
 		cronjob.Loop(),
+		resourceclaim.Loop(),
 		resourcequota.Loop(c.registry),
 		podautoscaler.Loop(c.autoscaling()),
 	},

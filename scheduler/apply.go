@@ -25,6 +25,15 @@ func (s *Scheduler) bound(it *item, pod *corev1.Pod, node string, err error) {
 // refuse records why a pod has no node, makes room if that was decided, and lets it wait.
 func (s *Scheduler) refuse(ctx context.Context, it *item, d Decision) error {
 	pod := it.pod.object
+	if d.silent {
+		s.queue.fail(it, d.wakes, s.Now())
+		return nil
+	}
+	if claim := d.needs.free(); claim != nil {
+		if err := s.do(ctx, func(work context.Context) { s.deallocate(work, claim) }); err != nil {
+			return err
+		}
+	}
 	var nominated *string
 	switch {
 	case d.Nominated != "":

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"coracle.dev/coracle/client"
@@ -93,6 +94,9 @@ type awaited struct {
 	node string
 	plan volumePlan
 	due  time.Time
+	// claims are devices that have to become ready, rest is what is then to be done for volumes.
+	claims []*resourcev1.ResourceClaim
+	rest   volumePlan
 }
 
 // bind gives a pod the node that was decided: at once or, if claims of it still need volumes, when they have them.
@@ -113,7 +117,7 @@ func (s *Scheduler) bind(ctx context.Context, it *item, node string, plan volume
 				s.unbound(it, pod, node, "PreBind", "VolumeBinding", err)
 				return
 			}
-			w := &awaited{it, pod, node, plan, s.Now().Add(it.pod.profile.bindTimeout)}
+			w := &awaited{it: it, pod: pod, node: node, plan: plan, due: s.Now().Add(it.pod.profile.bindTimeout)}
 			s.awaiting[pod.UID] = w
 			s.check(ctx, w, s.Client.Snapshot(), s.Now())
 		})
@@ -192,17 +196,24 @@ func (s *Scheduler) check(ctx context.Context, w *awaited, snap store.Snapshot, 
 		return
 	}
 	done, err := w.ready(snap)
+	if w.claims != nil {
+		done, err = w.claimsReady(snap)
+	}
 	if err == nil && !done && !w.due.After(now) {
 		err = context.DeadlineExceeded
 	}
 	switch {
 	case err != nil:
 		delete(s.awaiting, uid)
+		if w.claims != nil {
+			s.unbound(w.it, w.pod, w.node, "PreBind", "DynamicResources", fmt.Errorf("device binding: %w", err))
+			return
+		}
 		s.assumed.drop(&w.plan)
 		s.unbound(w.it, w.pod, w.node, "PreBind", "VolumeBinding", fmt.Errorf("binding volumes: %w", err))
 	case done:
 		delete(s.awaiting, uid)
-		_ = s.bind(ctx, w.it, w.node, volumePlan{}) // fails only when the scheduler ends
+		_ = s.bind(ctx, w.it, w.node, w.rest) // fails only when the scheduler ends
 	}
 }
 
@@ -272,6 +283,7 @@ func (s *Scheduler) unbound(it *item, pod *corev1.Pod, node, point, plugin strin
 		return // the store has told already what became of the pod
 	}
 	delete(s.binding, pod.UID)
+	s.unreserve(it, pod)
 	now := s.Now()
 	was := s.cluster.pods[pod.UID]
 	s.cluster.Forget(pod.UID)

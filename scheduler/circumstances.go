@@ -27,6 +27,12 @@ func (s *Scheduler) circumstances(snap store.Snapshot, pod *corev1.Pod) Circumst
 	if len(claims) > 0 {
 		about.finishClaims(snap, claims)
 	}
+	if len(pod.Spec.ResourceClaims) > 0 {
+		about.needs, about.Problem, about.waits = s.needsOf(snap, pod)
+		if about.claimProblem = about.Problem != ""; about.claimProblem {
+			return about
+		}
+	}
 	if len(pod.Spec.TopologySpreadConstraints) == 0 {
 		about.spreadDefaults(pod, s.profiles[pod.Spec.SchedulerName], s.siblingsOf(snap, pod))
 	}

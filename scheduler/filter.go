@@ -95,6 +95,10 @@ type Circumstances struct {
 	spread []spreadConstraint
 	// attach is what nodes have to attach for the pod, nil for nothing.
 	attach *attaches
+	// needs are its resource claims, nil for none.
+	needs *needs
+	// claimProblem says that Problem is one of resource claims, waits that these are still being made.
+	claimProblem, waits bool
 }
 
 // candidate is a pod with all that one pass works out before it looks at nodes.
@@ -110,11 +114,12 @@ type candidate struct {
 	delayed   []*delayed
 	zones     []volumeZone
 	attach    *attaches
+	needs     *needs
 }
 
 func (c *Cluster) candidate(p *pod, about *Circumstances) *candidate {
 	cand := &candidate{pod: p, siblings: about.Siblings, noVolume: about.MissingVolume, exclusive: about.Exclusive,
-		delayed: about.delayed, zones: about.zones, attach: about.attach}
+		delayed: about.delayed, zones: about.zones, attach: about.attach, needs: about.needs}
 	for _, v := range about.Volumes {
 		if s, err := nodeaffinity.NewNodeSelector(v.Required); err == nil {
 			cand.volumes = append(cand.volumes, s)
@@ -189,6 +194,9 @@ func (c *Cluster) check(cand *candidate, n *node, extra []*reason) []*reason {
 		return append(extra, one)
 	}
 	if one := cand.affinity.allows(n); one != nil && uses(rulePodAffinity) {
+		return append(extra, one)
+	}
+	if one := cand.devicesAllow(n); one != nil {
 		return append(extra, one)
 	}
 	if len(cand.features) > 0 && uses(ruleFeatures) && !cand.featuresOn(n) {

@@ -48,6 +48,7 @@ type Scheduler struct {
 	// awaiting are the pods of binding whose volumes are not there yet.
 	awaiting map[types.UID]*awaited
 	assumed  assumed
+	devices  *devices
 	// moved is set when a volume, a claim or a node has changed since awaiting was looked at.
 	moved bool
 	work  chan func(context.Context)
@@ -57,7 +58,8 @@ type Scheduler struct {
 // The resources whose changes the scheduler follows.
 var followed = []string{client.Pods.Name, client.Nodes.Name, client.Namespaces.Name,
 	client.PersistentVolumeClaims.Name, client.PersistentVolumes.Name,
-	client.StorageClasses.Name, client.CSINodes.Name, client.VolumeAttachments.Name, csiDrivers.Name, csiCapacities.Name}
+	client.StorageClasses.Name, client.CSINodes.Name, client.VolumeAttachments.Name, csiDrivers.Name, csiCapacities.Name,
+	client.ResourceClaims.Name, client.ResourceSlices.Name, client.DeviceClasses.Name, client.DeviceTaintRules.Name}
 
 const (
 	workers     = 32               // side by side they share the store's commits
@@ -183,7 +185,8 @@ func (s *Scheduler) load(snap store.Snapshot) {
 	s.cluster, s.queue, s.binding, s.siblings = NewCluster(), newQueue(), map[types.UID]*item{}, map[string]*Siblings{}
 	s.queue.profiles, s.queue.firstBackoff, s.queue.mostBackoff = s.profiles, s.Configuration.FirstBackoff, s.Configuration.MostBackoff
 	s.cluster.extenders = s.Configuration.Extenders
-	s.awaiting, s.assumed = map[types.UID]*awaited{}, newAssumed()
+	s.awaiting, s.assumed, s.devices = map[types.UID]*awaited{}, newAssumed(), newDevices()
+	s.devices.load(snap)
 	s.cluster.budgets = func() Budgets { return slices.Collect(client.PodDisruptionBudgets.List(s.Client.Snapshot(), "")) }
 	for ns := range client.Namespaces.List(snap, "") {
 		s.cluster.SetNamespace(ns.Name, ns)
@@ -213,6 +216,9 @@ func (s *Scheduler) one(ctx context.Context) (bool, error) {
 	}
 	s.cluster.assign(it.pod, d.Node)
 	s.binding[it.pod.object.UID] = it
+	if d.needs != nil {
+		return true, s.bindClaims(ctx, it, d.needs, d.on, d.plan)
+	}
 	return true, s.bind(ctx, it, d.Node, d.plan)
 }
 

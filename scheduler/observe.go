@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	storagev1 "k8s.io/api/storage/v1"
 
 	"coracle.dev/coracle/store"
@@ -50,6 +51,8 @@ func (s *Scheduler) observe(ev *store.Event) {
 			return
 		}
 		s.queue.wake(volumes, now, func(it *item, _ change) bool { return len(it.pod.claims) > 0 })
+	case *resourcev1.ResourceClaim, *resourcev1.ResourceSlice, *resourcev1.DeviceClass, *resourcev1.DeviceTaintRule:
+		s.observeDevices(ev)
 	}
 }
 

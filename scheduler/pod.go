@@ -169,7 +169,8 @@ func sameForScheduling(a, b *corev1.Pod) bool {
 	}
 	return a.Generation == b.Generation && (a.DeletionTimestamp == nil) == (b.DeletionTimestamp == nil) &&
 		sameLabels(a.Labels, b.Labels) && a.Spec.NodeName == b.Spec.NodeName &&
-		len(a.Spec.SchedulingGates) == len(b.Spec.SchedulingGates) && sameResources(&a.Status, &b.Status)
+		len(a.Spec.SchedulingGates) == len(b.Spec.SchedulingGates) && sameResources(&a.Status, &b.Status) &&
+		(len(a.Spec.ResourceClaims) == 0 || equality.Semantic.DeepEqual(a.Status.ResourceClaimStatuses, b.Status.ResourceClaimStatuses))
 }
 
 // sameResources compares the resources that a status reports, which count while a

@@ -56,13 +56,14 @@ const (
 	ruleSpread
 	rulePodAffinity
 	ruleFeatures
+	ruleDevices
 )
 
 // ruleNames are the plugins that refuse nodes, by upstream's name.
 var ruleNames = map[string]rule{
 	"NodeUnschedulable": ruleUnschedulable, "TaintToleration": ruleTaints, "NodeAffinity": ruleNodeAffinity, "NodePorts": rulePorts,
 	"NodeResourcesFit": ruleFit, "VolumeRestrictions": ruleRestrictions, "NodeVolumeLimits": ruleLimits, "VolumeBinding": ruleBinding,
-	"VolumeZone": ruleZone, "PodTopologySpread": ruleSpread, "InterPodAffinity": rulePodAffinity, "NodeDeclaredFeatures": ruleFeatures,
+	"VolumeZone": ruleZone, "PodTopologySpread": ruleSpread, "InterPodAffinity": rulePodAffinity, "NodeDeclaredFeatures": ruleFeatures, "DynamicResources": ruleDevices,
 }
 
 // DefaultProfile is upstream's default profile under a name.

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -39,11 +40,12 @@ type item struct {
 	attempts int
 	place    place
 	wakes    change
-	due      time.Time // of back-off or, while waiting, of the pass that is made in any case
-	retry    time.Time // not before then
-	missed   change    // what happened while the item was taken or held
-	held     int       // preemptions under way in its favour; it waits for all of them
-	index    int       // in the heap that place names
+	due      time.Time                   // of back-off or, while waiting, of the pass that is made in any case
+	retry    time.Time                   // not before then
+	missed   change                      // what happened while the item was taken or held
+	held     int                         // preemptions under way in its favour; it waits for all of them
+	reserved []*resourcev1.ResourceClaim // claims that were reserved for the pod in the binding under way
+	index    int                         // in the heap that place names
 }
 
 // Back-off after a failed attempt: 1 s doubling to 10 s. A waiting pod is tried again after

@@ -23,7 +23,12 @@ type Decision struct {
 
 	wakes change
 	plan  volumePlan
-	err   error // of an extender: the pass came to nothing
+	// needs are the pod's resource claims, and on the node that it gets.
+	needs *needs
+	on    *node
+	// silent says that there is nothing to tell: what it waits for is on its way.
+	silent bool
+	err    error // of an extender or a claim: the pass came to nothing
 }
 
 // Considered nodes: all below this number, above it a share that falls with the size of
@@ -52,7 +57,9 @@ func (c *Cluster) schedule(p *pod, about *Circumstances) Decision {
 	if problem := p.problem(about); problem != "" {
 		d := c.preempt(nil, p, &refusals{})
 		d.Message = fmt.Sprintf("0/%d nodes are available: %s.%s", len(c.order), problem, d.Message)
-		d.wakes = volumes
+		if d.wakes, d.silent = volumes, about.waits; about.claimProblem {
+			d.wakes = deviceChanges
+		}
 		return d
 	}
 	if about.spread != nil {
@@ -66,6 +73,9 @@ func (c *Cluster) schedule(p *pod, about *Circumstances) Decision {
 		feasible, refused = c.search(cand)
 		feasible, refused, err = c.extendFilter(cand, feasible, refused)
 	}
+	if err == nil && cand.needs != nil {
+		err = cand.needs.err
+	}
 	if err != nil {
 		return Decision{Message: err.Error(), err: err}
 	}
@@ -74,11 +84,11 @@ func (c *Cluster) schedule(p *pod, about *Circumstances) Decision {
 		c.turn++
 		n.chosen = c.turn
 		plan, _ := cand.plan(n)
-		return Decision{Node: n.name, plan: plan}
+		return Decision{Node: n.name, plan: plan, needs: cand.needs, on: n}
 	}
 	d := c.preempt(cand, p, refused)
 	d.Message = fmt.Sprintf("0/%d nodes are available: %s.%s", len(c.order), refused, d.Message)
-	d.wakes = refused.wakes
+	d.wakes, d.needs = refused.wakes, cand.needs
 	return d
 }
 

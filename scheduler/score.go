@@ -26,6 +26,7 @@ var scorings = []scoring{
 	{"VolumeBinding", 1, (*Cluster).addVolumes},
 	{"PodTopologySpread", 2, (*Cluster).addSpreads},
 	{"InterPodAffinity", 2, (*Cluster).addPodAffinity},
+	{"DynamicResources", 2, (*Cluster).addDevices},
 	{"NodeResourcesBalancedAllocation", 1, (*Cluster).addBalance},
 	{"ImageLocality", 1, (*Cluster).addImages},
 }

@@ -21,6 +21,7 @@ const (
 	podPeers                           // a pod that its rules are about, or whose rules are about it, came, went or changed
 	podItself
 	volumes
+	deviceChanges // of claims, classes and what devices there are
 
 	anyChange change = 1<<iota - 1
 )

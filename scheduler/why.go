@@ -190,7 +190,8 @@ func ofPod(snap store.Snapshot, p *pod, about *Circumstances) []Finding {
 	if p.pinned && len(p.names) == 0 {
 		all = append(all, Finding{"NodeAffinity", "pod affinity terms conflict", "the terms of its node affinity ask for different nodes by name", "make them agree"})
 	}
-	if about.Problem != "" {
+	all = append(all, claimFindings(snap, p.object, about)...)
+	if about.Problem != "" && !about.claimProblem {
 		f := Finding{Rule: "VolumeBinding", Reason: about.Problem, Why: about.Problem}
 		f.Change = claimAdvice(snap, p.object)
 		all = append(all, f)

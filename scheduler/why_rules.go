@@ -44,7 +44,7 @@ func (e *explainer) findings(n *node) []Finding {
 
 func (e *explainer) rules(n *node) []Finding {
 	var all []Finding
-	for _, rule := range []func(*node) []Finding{e.unschedulable, e.taints, e.selection, e.ports, e.room, e.volumes, e.storage, e.spread, e.affinity, e.features} {
+	for _, rule := range []func(*node) []Finding{e.unschedulable, e.taints, e.selection, e.ports, e.room, e.volumes, e.storage, e.spread, e.affinity, e.devices, e.features} {
 		all = append(all, rule(n)...)
 	}
 	return all

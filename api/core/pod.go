@@ -112,6 +112,18 @@ func podIP(p *corev1.Pod) string {
 	return p.Status.PodIP
 }
 
+// podIPs are the addresses of a pod that has its own; those of its node are not its.
+func podIPs(p *corev1.Pod) []string {
+	if p.Spec.HostNetwork || len(p.Status.PodIPs) == 0 || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil
+	}
+	ips := make([]string, len(p.Status.PodIPs))
+	for i := range p.Status.PodIPs {
+		ips[i] = p.Status.PodIPs[i].IP
+	}
+	return ips
+}
+
 func podIndexes() map[string]func(api.Object) []string {
 	return map[string]func(api.Object) []string{
 		"node": api.Values(func(p *corev1.Pod) []string { return []string{p.Spec.NodeName} }),
@@ -119,6 +131,8 @@ func podIndexes() map[string]func(api.Object) []string {
 			return []string{p.Namespace + "/" + p.Spec.ServiceAccountName}
 		}),
 		"claim":         api.Values(podClaims),
+		"ip":            api.Values(podIPs),
+		"resourceclaim": api.Values(podResourceClaims),
 		api.OrphanIndex: api.Orphans,
 	}
 }
@@ -132,6 +146,22 @@ func podClaims(p *corev1.Pod) []string {
 			claims = append(claims, p.Namespace+"/"+v.PersistentVolumeClaim.ClaimName)
 		case v.Ephemeral != nil:
 			claims = append(claims, p.Namespace+"/"+EphemeralClaimName(p, v))
+		}
+	}
+	return claims
+}
+
+// podResourceClaims are the ResourceClaims that a pod is known to use; of those that are made from templates its status tells.
+func podResourceClaims(p *corev1.Pod) []string {
+	var claims []string
+	for i := range p.Spec.ResourceClaims {
+		if name := p.Spec.ResourceClaims[i].ResourceClaimName; name != nil {
+			claims = append(claims, p.Namespace+"/"+*name)
+		}
+	}
+	for i := range p.Status.ResourceClaimStatuses {
+		if name := p.Status.ResourceClaimStatuses[i].ResourceClaimName; name != nil {
+			claims = append(claims, p.Namespace+"/"+*name)
 		}
 	}
 	return claims

@@ -5,6 +5,7 @@
 package resource
 
 import (
+	"slices"
 	"strings"
 
 	resourcev1 "k8s.io/api/resource/v1"
@@ -97,11 +98,32 @@ func resourceClaimKind() *api.Kind {
 		Subresources: []api.Subresource{declare.Status(api.Strategy{
 			PrepareUpdate: api.OnUpdate(func(c, old claim) {
 				c.Spec = old.Spec
+				dropDeallocated(&c.Status, &old.Status)
 				metav1.ResetObjectMetaForStatus(&c.ObjectMeta, &old.ObjectMeta)
 			}),
 			ValidateUpdate: api.ChecksUpdate(claimStatus),
 		})},
 	}
+}
+
+// dropDeallocated removes what drivers say of devices that are no longer the claim's.
+func dropDeallocated(s, old *resourcev1.ResourceClaimStatus) {
+	if old.Allocation == nil || len(s.Devices) == 0 {
+		return
+	}
+	type id struct{ driver, pool, device string }
+	gone := map[id]bool{}
+	for i := range old.Allocation.Devices.Results {
+		r := &old.Allocation.Devices.Results[i]
+		gone[id{r.Driver, r.Pool, r.Device}] = true
+	}
+	if s.Allocation != nil {
+		for i := range s.Allocation.Devices.Results {
+			r := &s.Allocation.Devices.Results[i]
+			delete(gone, id{r.Driver, r.Pool, r.Device})
+		}
+	}
+	s.Devices = slices.DeleteFunc(s.Devices, func(d resourcev1.AllocatedDeviceStatus) bool { return gone[id{d.Driver, d.Pool, d.Device}] })
 }
 
 func claimState(c *resourcev1.ResourceClaim) string {
