@@ -31,7 +31,7 @@ type identity struct {
 	Layout int `json:"layout"`
 	// ID is a random hexadecimal name that tells what this instance made in the
 	// kernel from what others did.
-	ID          string `json:"id"`
+	ID string `json:"id"`
 	// PodCIDR and ServiceCIDR are in the form of parseRanges.
 	PodCIDR     string `json:"podCIDR"`
 	ServiceCIDR string `json:"serviceCIDR"`
