@@ -410,9 +410,9 @@ func readNumbers(proto uint8, p *policyv1alpha2.Port) portRange {
 
 // order puts policies in the order in which they are asked: tier, then priority, then name, so that two of the same priority
 // are always asked in the same order.
-func order(all []*ruleset) {
-	slices.SortFunc(all, func(a, b *ruleset) int {
-		return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.priority, b.priority),
-			cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
-	})
+func order(all []*ruleset) { slices.SortFunc(all, compareRulesets) }
+
+func compareRulesets(a, b *ruleset) int {
+	return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.priority, b.priority),
+		cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
 }
