@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"coracle.dev/coracle/container/image"
+	"coracle.dev/coracle/network/overlay"
 )
 
 // Config is everything that a user can choose. The zero value of a field means its
@@ -32,6 +33,8 @@ type Config struct {
 	// nothing on this machine uses, chosen at the first start and kept. Each is one range, or one of each family with a
 	// comma between, the preferred family first.
 	PodCIDR, ServiceCIDR string
+	// Overlay says how pods reach those of other nodes.
+	Overlay overlay.Settings
 	// Domain is the DNS domain of the cluster.
 	Domain string
 	// SimulateStages is the file that says what happens to simulated nodes and their pods (simulated.ParseStages); "" for nothing.
@@ -159,7 +162,7 @@ func (c *Config) Complete() error {
 			errs = append(errs, fmt.Errorf("bind: %q is not an IP address of this machine", c.Bind))
 		}
 	}
-	errs = append(errs, checkRanges(c.PodCIDR, c.ServiceCIDR))
+	errs = append(errs, checkRanges(c.PodCIDR, c.ServiceCIDR), c.Overlay.Check())
 	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
 		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}

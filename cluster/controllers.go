@@ -41,6 +41,7 @@ import (
 	"coracle.dev/coracle/controllers/statefulset"
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
+	"coracle.dev/coracle/network/overlay"
 	"coracle.dev/coracle/network/service"
 	"coracle.dev/coracle/reconcile"
 )
@@ -72,6 +73,9 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 		}
 		c.engine.Add(service.Loop(c.balancer, c.serviceIP(dnsIndex)))
 	}
+	if c.cfg.Nodes.Real {
+		c.engine.Add(overlay.Loop(c.networkPlan().overlayConfig(c.log)))
+	}
 	stop := c.run("controllers", c.engine.Run)
 	// What every cluster has is there before anything else starts that may need it.
 	if _, err := c.engine.Settle(ctx); err != nil {
@@ -88,7 +92,11 @@ func (c *Cluster) host() (netip.Addr, error) {
 	if bind, err := netip.ParseAddr(c.cfg.Bind); err == nil && !bind.IsUnspecified() {
 		return bind, nil
 	}
-	return link.HostAddr()
+	hosts, err := link.HostAddrs(c.serviceRanges())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return hosts[0], nil
 }
 
 // serverLoops are those without which the API is not whole; upstream has them in its API server. Every cluster runs them.

@@ -18,7 +18,6 @@ import (
 	"coracle.dev/coracle/container/embedded"
 	"coracle.dev/coracle/container/image"
 	"coracle.dev/coracle/internal/version"
-	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
 	"coracle.dev/coracle/node"
@@ -75,48 +74,8 @@ func (c *Cluster) runtimeProblem() error {
 	return nil
 }
 
-// startNetwork makes the routes of the pods' network and takes over the links that are there. The packet
-// rules follow Services as a loop of the engine: see startControllers.
-func (c *Cluster) startNetwork(context.Context) (func(context.Context) error, string, error) {
-	if _, err := link.EnableForwarding(); err != nil {
-		return nil, "", err
-	}
-	host, err := link.HostAddr()
-	if err != nil {
-		return nil, "", err
-	}
-	if err := link.Reach(c.serviceRange(), host); err != nil {
-		return nil, "", err
-	}
-	if err := link.Blackhole(c.podRange()); err != nil {
-		return nil, "", err
-	}
-	if c.pods, err = network.NewPods(c.state.identity.ID, 0); err != nil {
-		return nil, "", err
-	}
-	stop := func(context.Context) error {
-		if c.Asked().Keep {
-			return nil
-		}
-		return removeNetwork(c.state.identity)
-	}
-	return stop, c.podRange().String(), nil
-}
-
-// removeNetwork takes out of the kernel what an instance's network put there.
-func removeNetwork(id identity) error {
-	errs := []error{network.RemoveAll(id.ID), nft.DeleteTable(tableName(id.ID))}
-	if pods, err := netip.ParsePrefix(id.PodCIDR); err == nil {
-		errs = append(errs, link.RemoveRoutes(pods))
-	}
-	if services, err := netip.ParsePrefix(id.ServiceCIDR); err == nil {
-		errs = append(errs, link.RemoveRoutes(services), link.RemoveAddress(nth(services, dnsIndex)))
-	}
-	return errors.Join(errs...)
-}
-
 func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, string, error) {
-	host, err := link.HostAddr()
+	hosts, err := c.networkPlan().hosts()
 	if err != nil {
 		return nil, "", err
 	}
@@ -137,7 +96,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 	agent = node.New(node.Config{
 		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: net,
 		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
-		Addresses: []netip.Addr{host}, PodCIDRs: []netip.Prefix{netip.PrefixFrom(c.podRange().Addr(), 24)},
+		Addresses: hosts, PodCIDRs: c.nodeBlocks(),
 		Shutdown:   node.ShutdownPeriods(c.cfg.ShutdownGrace, c.cfg.ShutdownGraceCritical),
 		OnPodCIDRs: c.pods.SetRanges,
 		MapPorts:   mapPorts(net),

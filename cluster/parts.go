@@ -304,7 +304,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	if err != nil {
 		return nil, "", err
 	}
-	host, err := link.HostAddr()
+	host, err := c.host()
 	if err != nil {
 		return nil, "", err
 	}

@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"coracle.dev/coracle/cluster"
+	"coracle.dev/coracle/network/overlay"
 )
 
 // addDataDir gives a command the flag that every one has.
@@ -32,6 +33,10 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.NodeName, "node-name", "", "name of the real node (default the host name)")
 	f.StringVar(&cfg.PodCIDR, "pod-cidr", "", "range of pod addresses, or one of each family: 10.42.0.0/16,fd42::/56 (default a free one of IPv4)")
 	f.StringVar(&cfg.ServiceCIDR, "service-cidr", "", "range of service addresses, or one of each family in the order of the pods' (default a free one of IPv4)")
+	f.IntVar(&cfg.Overlay.VNI, "vxlan-vni", 0, "network identifier of the tunnels between nodes (default one that follows from the pods' ranges)")
+	f.IntVar(&cfg.Overlay.Port, "vxlan-port", overlay.DefaultPort, "UDP port of the tunnels between nodes")
+	f.BoolVar(&cfg.Overlay.Direct, "direct-routes", false, "reach pods of nodes in the same subnet without a tunnel")
+	f.IntVar(&cfg.Overlay.PodMTU, "pod-mtu", 0, "largest packet of pods, in bytes (default what a tunnel leaves of the node's)")
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
 	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.DurationVar(&cfg.ShutdownGrace, "shutdown-grace-period", 0, "end the real node's pods for good when stopped, by priority and within this time, as kubelet's shutdownGracePeriod (default: they start again with the next up)")
