@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coracle.dev/coracle/api"
@@ -19,6 +20,7 @@ import (
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
+	"coracle.dev/coracle/network/policy"
 	"coracle.dev/coracle/node/metricsapi"
 	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
@@ -83,6 +85,7 @@ type Cluster struct {
 	runtime    container.Runtime
 	balancer   *nft.Balancer
 	pods       *network.Pods
+	policies   atomic.Pointer[policy.Enforcer] // nil until there is one
 	node       nodeAPI
 	simulated  *simulated.Agent // of a cluster in memory, nil otherwise
 

@@ -41,6 +41,8 @@ type Config struct {
 	SimulateStages string
 	// RegistryMirrors are tried before the registries that images name: see image.ParseMirrors.
 	RegistryMirrors []string
+	// LogDenied has the kernel log packets that network policies refuse, at most 10 a second for each reason.
+	LogDenied bool
 	// ShutdownGrace is how long the end of the real node's pods may take when the cluster is stopped, ShutdownGraceCritical the
 	// last part of it, which is for critical pods (kubelet's shutdownGracePeriod and shutdownGracePeriodCriticalPods). Zero: pods
 	// are not ended for good but start again with the cluster.

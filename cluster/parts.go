@@ -65,6 +65,7 @@ func (c *Cluster) parts() []part {
 		parts = append(parts,
 			part{name: "containers", start: c.startRuntime, problem: c.runtimeProblem},
 			part{name: "network", start: c.startNetwork},
+			part{name: "policy", start: c.startPolicy},
 			part{name: "dns", start: c.startDNS},
 			part{name: "node", start: c.startNode, problem: c.nodeProblem})
 	}
@@ -277,7 +278,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 	c.metrics = c.newMetrics()
 	c.server, err = apiserver.New(apiserver.Config{
 		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder, Stale: c.stale, Now: c.now,
-		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }},
+		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }, c.writeDenied},
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
 		Verifiers: verifiers, Anonymous: anonymous,
 		ServiceCIDRs: c.serviceRanges(), Warn: c.warn,

@@ -39,7 +39,7 @@ func StopContainers(ctx context.Context, dataDir string) (int, error) {
 	if os.Getuid() != 0 {
 		return count, err
 	}
-	return count, errors.Join(err, removeNetwork(id))
+	return count, errors.Join(err, removePolicies(id.ID), removeNetwork(id))
 }
 
 // destroy removes what an instance has outside of its directory, or mounted in it, whatever state its records are in.
@@ -52,7 +52,7 @@ func destroy(ctx context.Context, dataDir string, id identity) error {
 	if os.Getuid() != 0 {
 		return nil // without root it has made nothing but files
 	}
-	return errors.Join(embedded.Destroy(ctx, runtimeOptions(dataDir, id.ID)), removeVolumes(ctx, dataDir), removeNetwork(id))
+	return errors.Join(embedded.Destroy(ctx, runtimeOptions(dataDir, id.ID)), removeVolumes(ctx, dataDir), removePolicies(id.ID), removeNetwork(id))
 }
 
 // removeVolumes unmounts and removes what the pods' volumes left on a data directory.

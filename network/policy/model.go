@@ -15,9 +15,7 @@ import (
 )
 
 // ClusterPolicies is the canonical name of the resource ClusterNetworkPolicy.
-const ClusterPolicies = "clusternetworkpolicies.policy.networking.k8s.io"
-
-var clusterPolicies = client.Resource[*policyv1alpha2.ClusterNetworkPolicy]{Name: ClusterPolicies}
+var ClusterPolicies = client.ClusterNetworkPolicies.Name
 
 // pod is what policies know of a pod.
 type pod struct {
@@ -120,7 +118,7 @@ func Read(s store.Snapshot) *Model {
 		nps = append(nps, np)
 	}
 	var cnps []*policyv1alpha2.ClusterNetworkPolicy
-	for cnp := range clusterPolicies.List(s, "") {
+	for cnp := range client.ClusterNetworkPolicies.List(s, "") {
 		cnps = append(cnps, cnp)
 	}
 	return m.With(nps, cnps)
