@@ -56,6 +56,7 @@ var (
 	ControllerRevisions    = Resource[*appsv1.ControllerRevision]{"controllerrevisions.apps"}
 	Jobs                   = Resource[*batchv1.Job]{"jobs.batch"}
 	CronJobs               = Resource[*batchv1.CronJob]{"cronjobs.batch"}
+	ServiceCIDRs           = Resource[*networkingv1.ServiceCIDR]{"servicecidrs.networking.k8s.io"}
 	EndpointSlices         = Resource[*discoveryv1.EndpointSlice]{"endpointslices.discovery.k8s.io"}
 	Leases                 = Resource[*coordinationv1.Lease]{"leases.coordination.k8s.io"}
 	PriorityClasses        = Resource[*schedulingv1.PriorityClass]{"priorityclasses.scheduling.k8s.io"}

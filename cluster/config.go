@@ -35,6 +35,8 @@ type Config struct {
 	PodCIDR, ServiceCIDR string
 	// Overlay says how pods reach those of other nodes.
 	Overlay overlay.Settings
+	// Services says how Services are made reachable.
+	Services Services
 	// Domain is the DNS domain of the cluster.
 	Domain string
 	// SimulateStages is the file that says what happens to simulated nodes and their pods (simulated.ParseStages); "" for nothing.

@@ -40,9 +40,7 @@ import (
 	"coracle.dev/coracle/controllers/serviceaccount"
 	"coracle.dev/coracle/controllers/statefulset"
 	"coracle.dev/coracle/linux/link"
-	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network/overlay"
-	"coracle.dev/coracle/network/service"
 	"coracle.dev/coracle/reconcile"
 )
 
@@ -66,17 +64,17 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 			c.engine.Add(l)
 		}
 	}
+	stopServices := func(context.Context) error { return nil }
 	if c.cfg.Nodes.Real {
-		c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), c.podRanges(), c.serviceRanges())
-		if err != nil {
+		if stopServices, err = c.addServices(); err != nil {
 			return nil, "", err
 		}
-		c.engine.Add(service.Loop(c.balancer, c.serviceIP(dnsIndex)))
 	}
 	if c.cfg.Nodes.Real {
 		c.engine.Add(overlay.Loop(c.networkPlan().overlayConfig(c.log)))
 	}
-	stop := c.run("controllers", c.engine.Run)
+	stopEngine := c.run("controllers", c.engine.Run)
+	stop := func(ctx context.Context) error { return errors.Join(stopEngine(ctx), stopServices(ctx)) }
 	// What every cluster has is there before anything else starts that may need it.
 	if _, err := c.engine.Settle(ctx); err != nil {
 		return nil, "", errors.Join(err, stop(context.WithoutCancel(ctx)))

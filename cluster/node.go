@@ -100,6 +100,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		Shutdown:   node.ShutdownPeriods(c.cfg.ShutdownGrace, c.cfg.ShutdownGraceCritical),
 		OnPodCIDRs: c.pods.SetRanges,
 		MapPorts:   mapPorts(net),
+		Leave:      c.leave,
 		ClusterDNS: []netip.Addr{c.serviceIP(dnsIndex)}, ClusterDomain: c.cfg.Domain,
 	})
 	api := kubelet.Handler(kubelet.Config{

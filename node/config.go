@@ -47,6 +47,18 @@ type Volumes interface {
 	PodDir(uid types.UID) string
 }
 
+// Claims makes the devices of ResourceClaims ready; it is claims.Manager.
+type Claims interface {
+	// Prepare makes all claims of a pod ready. Idempotent.
+	Prepare(ctx context.Context, pod *corev1.Pod) error
+	// Inject adds the devices of a container's claims to its description.
+	Inject(pod *corev1.Pod, c *corev1.Container, cfg *container.ContainerConfig) error
+	// Unprepare undoes what was prepared for a pod. Idempotent.
+	Unprepare(ctx context.Context, uid types.UID) error
+	// Orphans unprepares for all pods but those to keep.
+	Orphans(ctx context.Context, keep func(types.UID) bool) error
+}
+
 // Network connects sandboxes.
 type Network interface {
 	// Attach connects a sandbox and returns its addresses, the primary one first. Idempotent: a
@@ -73,6 +85,8 @@ type Config struct {
 	Runtime  container.Runtime
 	Volumes  Volumes
 	Network  Network
+	// Claims may be nil: pods with ResourceClaims then do not start.
+	Claims Claims
 	// Events records an event as this node's kubelet (source component "kubelet"). It must not
 	// block. Nil: events are dropped.
 	Events func(reconcile.Event)
@@ -124,6 +138,10 @@ type Config struct {
 	// Parallel bounds how many sandboxes and containers are made at once; twice the number
 	// of CPUs and at least 4 if zero. Pulls bounds image pulls, 4 if zero.
 	Parallel, Pulls int
+	// Leave, if not nil, returns once nobody is sent to a pod any more that was deleted: then its containers are told to end, and
+	// every request that came to it is one that it can still answer. It runs beside the pre-stop hook, within the grace period, and
+	// for no longer than leaveTimeout.
+	Leave func(ctx context.Context, pod *corev1.Pod)
 	// Settle is how long a status that nobody waits for (not a change of readiness, nor an end) may be held
 	// back to be one write with the next; 50 ms if zero, negative for none.
 	Settle time.Duration

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -341,6 +342,7 @@ func staticEnv(s *corev1.Container) *variables {
 // stopContainer runs the pre-stop hook and stops an instance within a grace period.
 func (w *worker) stopContainer(ctx context.Context, t target, id string, grace time.Duration) error {
 	began := w.a.cfg.Now()
+	left := w.leave(ctx, t.pod, grace)
 	if lc := t.spec.Lifecycle; lc != nil && lc.PreStop != nil && grace > 0 {
 		hook, cancel := context.WithTimeout(ctx, grace)
 		err := w.a.prober.hook(hook, lc.PreStop, t)
@@ -349,6 +351,9 @@ func (w *worker) stopContainer(ctx context.Context, t target, id string, grace t
 		if err != nil && !timedOut {
 			w.a.cfg.Events(reconcile.Event{Regarding: refOf(t.pod, t.path), Type: corev1.EventTypeWarning, Reason: eventPreStop, Message: "PreStopHook failed"})
 		}
+	}
+	left()
+	if grace > 0 {
 		grace -= w.a.cfg.Now().Sub(began)
 	}
 	err := w.a.cfg.Runtime.Stop(ctx, id, "", max(grace, minKillGrace))
@@ -364,6 +369,23 @@ func (w *worker) stopContainer(ctx context.Context, t target, id string, grace t
 		}
 	}
 	return err
+}
+
+// leaveTimeout is how long a deleted pod's containers are not told to end because somebody may still be sent to it.
+const leaveTimeout = 2 * time.Second
+
+// leave begins to wait until nobody is sent to a deleted pod, and returns what waits for the end of that.
+func (w *worker) leave(ctx context.Context, pod *corev1.Pod, grace time.Duration) (wait func()) {
+	if w.a.cfg.Leave == nil || pod.DeletionTimestamp == nil || grace <= 0 {
+		return func() {}
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(leaveTimeout, grace/2))
+	var done sync.WaitGroup
+	done.Go(func() {
+		defer cancel()
+		w.a.cfg.Leave(ctx, pod)
+	})
+	return done.Wait
 }
 
 // fill copies what the runtime says of an instance.

@@ -59,9 +59,10 @@ type watcher struct {
 }
 
 type waiter struct {
-	rev  store.Revision
-	idle bool // wait until nothing at all is to be done, too
-	done chan struct{}
+	rev   store.Revision
+	idle  bool     // wait until nothing at all is to be done, too
+	loops []string // wait for these alone; nil for all
+	done  chan struct{}
 }
 
 // NewEngine returns an engine that reads and writes through c. now is the

@@ -56,6 +56,22 @@ func (e *Engine) WaitFor(ctx context.Context, rev store.Revision) error {
 	return e.wait(ctx, &waiter{rev: rev, done: make(chan struct{})})
 }
 
+// WaitForLoops is WaitFor for the loops of these names alone. A name that no loop has is not waited for.
+func (e *Engine) WaitForLoops(ctx context.Context, rev store.Revision, names ...string) error {
+	return e.wait(ctx, &waiter{rev: rev, loops: names, done: make(chan struct{})})
+}
+
+// caughtUpOf is the revision that each of the loops of these names has caught up with; Engine.mu is held.
+func (e *Engine) caughtUpOf(names []string) store.Revision {
+	rev := e.position
+	for _, name := range names {
+		if r := e.byName[name]; r != nil {
+			rev = min(rev, r.caughtUp())
+		}
+	}
+	return rev
+}
+
 func (e *Engine) wait(ctx context.Context, w *waiter) error {
 	e.mu.Lock()
 	e.waiters = append(e.waiters, w)
@@ -95,7 +111,11 @@ func (e *Engine) tellWaiters() {
 	}
 	rev := e.slowest()
 	e.waiters = slices.DeleteFunc(e.waiters, func(w *waiter) bool {
-		if w.rev > rev || w.idle && !e.idle() {
+		if w.loops != nil {
+			if w.rev > e.caughtUpOf(w.loops) {
+				return false
+			}
+		} else if w.rev > rev || w.idle && !e.idle() {
 			return false
 		}
 		close(w.done)

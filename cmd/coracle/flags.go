@@ -37,6 +37,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.IntVar(&cfg.Overlay.Port, "vxlan-port", overlay.DefaultPort, "UDP port of the tunnels between nodes")
 	f.BoolVar(&cfg.Overlay.Direct, "direct-routes", false, "reach pods of nodes in the same subnet without a tunnel")
 	f.IntVar(&cfg.Overlay.PodMTU, "pod-mtu", 0, "largest packet of pods, in bytes (default what a tunnel leaves of the node's)")
+	f.BoolVar(&cfg.Services.ExternalIPs, "service-external-ips", false, "follow spec.externalIPs of Services; whoever may write a Service can then take over traffic to any address (CVE-2020-8554)")
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
 	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.BoolVar(&cfg.LogDenied, "log-denied", false, "have the kernel log packets that network policies refuse, some a second for each reason (dmesg); how many there were is in /metrics either way")

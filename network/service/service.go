@@ -1,13 +1,14 @@
-// Package service makes Services reachable: connections to a cluster address or a node port
-// go to one of the ready endpoints.
+// Package service makes Services reachable: connections to a cluster address, a node port, an external or a load balancer's
+// address go to one of the endpoints that upstream's proxy would choose.
 //
-// It owns the node's balancing table. Its plan is pure: one Service and its EndpointSlices in,
-// fronts and backends out. It never looks at pods, and allocates nothing.
+// It owns the node's balancing table and the health check ports of Services. Its plan is pure: one Service, its EndpointSlices and the
+// own Node in, fronts and backends out. It never looks at pods, and allocates nothing.
 package service
 
 import (
-	"context"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,58 +16,198 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/linux/nft"
-	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/store"
 )
 
-// Balancer is what a plan is carried out by; *nft.Balancer is one.
-type Balancer interface {
-	Set(id string, fronts []nft.Front, backends []netip.AddrPort, sticky time.Duration) error
-	Remove(id string) error
+// Options say for which node is planned, and how.
+type Options struct {
+	// NodeName is the own node's.
+	NodeName string
+	// Served are addresses that the node answers itself (the cluster's DNS); they are left out.
+	Served []netip.Addr
+	// ExternalIPs has spec.externalIPs followed. They let whoever may write a Service take over traffic to any address
+	// (CVE-2020-8554), so that it is off if nobody asked for it.
+	ExternalIPs bool
 }
 
 // Port is what one port of a Service wants.
 type Port struct {
-	ID       string // "<namespace>/<name>/<port>"
-	Fronts   []nft.Front
-	Backends []netip.AddrPort
-	Sticky   time.Duration // how long a client keeps its backend, 0 for each connection anew
+	ID    string // "<namespace>/<name>/<protocol>/<port>"
+	Group *nft.Group
 }
 
-// Plan says what the ports of a Service want; nothing for one that has no cluster
-// address. Addresses in served are answered by the node itself (the cluster's DNS) and left out.
-// Ready endpoints serve; if there is none, those that are terminating but still serve do
-// (KEP-1669).
-func Plan(s store.Snapshot, namespace, name string, served map[netip.Addr]bool) []Port {
+// Health is the health check port of a Service (spec.healthCheckNodePort).
+type Health struct {
+	Port uint16
+	// Local is how many endpoints of the Service this node has to offer.
+	Local int
+}
+
+// Wanted is what a Service wants of this node.
+type Wanted struct {
+	Ports  []Port
+	Health Health // Port 0: none
+}
+
+// The pools of a Port's Group.
+const (
+	clusterPool = iota // for the traffic policy Cluster
+	localPool          // for Local: those on this node
+)
+
+// Plan says what a Service wants; nothing for one that has no cluster address.
+func (o Options) Plan(s store.Snapshot, namespace, name string) Wanted {
 	svc, ok := client.Services.Get(s, namespace, name)
 	if !ok || svc.Spec.Type == corev1.ServiceTypeExternalName || svc.Spec.ClusterIP == corev1.ClusterIPNone {
-		return nil
+		return Wanted{}
 	}
-	var ports []Port
+	zone := ""
+	if n, ok := client.Nodes.Get(s, "", o.NodeName); ok {
+		zone = n.Labels[corev1.LabelTopologyZone]
+	}
+	var w Wanted
+	local := 0
 	for i := range svc.Spec.Ports {
 		p := &svc.Spec.Ports[i]
-		want := Port{ID: namespace + "/" + name + "/" + string(p.Protocol) + "/" + p.Name, Sticky: sticky(svc)}
-		number := nft.Protocol(string(p.Protocol))
-		for _, text := range append(append([]string{}, svc.Spec.ClusterIPs...), svc.Spec.ExternalIPs...) {
-			if ip, err := netip.ParseAddr(text); err == nil && !served[ip] {
-				want.Fronts = append(want.Fronts, nft.Front{Addr: ip, Proto: number, Port: uint16(p.Port)})
-			}
+		all := o.endpoints(s, svc, p)
+		chosen := map[corev1.IPFamily]choice{}
+		for family, endpoints := range all {
+			chosen[family] = choose(endpoints, o.NodeName, zone)
 		}
-		for _, ingress := range svc.Status.LoadBalancer.Ingress {
-			if ip, err := netip.ParseAddr(ingress.IP); err == nil {
-				want.Fronts = append(want.Fronts, nft.Front{Addr: ip, Proto: number, Port: uint16(p.Port)})
-			}
-		}
-		if len(want.Fronts) == 0 {
+		g := &nft.Group{Sticky: sticky(svc), Pools: [][]nft.Backend{nil, nil}}
+		o.routes(g, svc, p, chosen)
+		if len(g.Routes) == 0 {
 			continue
 		}
-		if p.NodePort > 0 {
-			want.Fronts = append(want.Fronts, nft.Front{Proto: number, Port: uint16(p.NodePort)})
+		here := map[netip.Addr]bool{}
+		for _, family := range []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol} {
+			c := chosen[family]
+			g.Pools[clusterPool] = append(g.Pools[clusterPool], c.cluster...)
+			g.Keep = append(g.Keep, c.serving...)
+			for _, k := range c.local {
+				here[k.Addr.Addr()] = true
+			}
+			if usesLocal(svc) {
+				g.Pools[localPool] = append(g.Pools[localPool], c.local...)
+			}
 		}
-		want.Backends = backends(s, svc, p)
-		ports = append(ports, want)
+		local = max(local, len(here))
+		w.Ports = append(w.Ports, Port{ID: namespace + "/" + name + "/" + string(p.Protocol) + "/" + p.Name, Group: g})
 	}
-	return ports
+	if svc.Spec.HealthCheckNodePort > 0 && external(svc) && len(w.Ports) > 0 {
+		w.Health = Health{Port: uint16(svc.Spec.HealthCheckNodePort), Local: local}
+	}
+	return w
+}
+
+// external tells whether traffic from outside stays on the node that it came to.
+func external(svc *corev1.Service) bool {
+	return svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
+}
+
+func internal(svc *corev1.Service) bool {
+	return svc.Spec.InternalTrafficPolicy != nil && *svc.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+}
+
+func usesLocal(svc *corev1.Service) bool { return external(svc) || internal(svc) }
+
+// routes are the fronts of a Service's port.
+func (o Options) routes(g *nft.Group, svc *corev1.Service, p *corev1.ServicePort, chosen map[corev1.IPFamily]choice) {
+	number := nft.Protocol(string(p.Protocol))
+	if number == 0 {
+		return
+	}
+	for _, text := range svc.Spec.ClusterIPs {
+		ip, err := netip.ParseAddr(text)
+		if err != nil || slices.Contains(o.Served, ip) {
+			continue
+		}
+		r := nft.Route{Front: nft.Front{Addr: ip, Proto: number, Port: uint16(p.Port)}, Source: nft.HideOutside, Empty: nft.RefuseEmpty}
+		if internal(svc) {
+			r.Pool, r.Empty = localPool, chosen[familyOf(ip)].empty()
+		}
+		g.Routes = append(g.Routes, r)
+	}
+	if len(g.Routes) == 0 {
+		return
+	}
+	outside := func(f nft.Front, family corev1.IPFamily, allowed []netip.Prefix) {
+		r := nft.Route{Front: f, Source: nft.HideSource, Empty: nft.RefuseEmpty, Allowed: allowed}
+		if external(svc) {
+			// What comes from this node and its pods goes where a balancer outside would send it: anywhere.
+			near := r
+			near.Front.Near, near.Source, near.Allowed = true, nft.HideOutside, nil
+			r.Pool, r.Source, r.Empty = localPool, nft.KeepSource, chosen[family].empty()
+			g.Routes = append(g.Routes, near)
+		}
+		g.Routes = append(g.Routes, r)
+	}
+	if p.NodePort > 0 {
+		for _, family := range svc.Spec.IPFamilies {
+			f := nft.Front{Proto: number, Port: uint16(p.NodePort), Family: 4}
+			if family == corev1.IPv6Protocol {
+				f.Family = 6
+			}
+			outside(f, family, nil)
+		}
+	}
+	if o.ExternalIPs {
+		for _, text := range svc.Spec.ExternalIPs {
+			if ip, err := netip.ParseAddr(text); err == nil {
+				outside(nft.Front{Addr: ip, Proto: number, Port: uint16(p.Port)}, familyOf(ip), nil)
+			}
+		}
+	}
+	allowed := sourceRanges(svc)
+	for _, ip := range Ingress(svc) {
+		outside(nft.Front{Addr: ip, Proto: number, Port: uint16(p.Port)}, familyOf(ip), allowed)
+		g.Refused = append(g.Refused, ip)
+	}
+}
+
+// Ingress are the addresses of a Service of type LoadBalancer whose packets arrive with them (ipMode VIP, KEP-1860).
+func Ingress(svc *corev1.Service) []netip.Addr {
+	if svc.Spec.Type != corev1.ServiceTypeLoadBalancer {
+		return nil
+	}
+	var all []netip.Addr
+	for i := range svc.Status.LoadBalancer.Ingress {
+		in := &svc.Status.LoadBalancer.Ingress[i]
+		if in.IPMode != nil && *in.IPMode != corev1.LoadBalancerIPModeVIP {
+			continue
+		}
+		if ip, err := netip.ParseAddr(in.IP); err == nil && !slices.Contains(all, ip) {
+			all = append(all, ip)
+		}
+	}
+	return all
+}
+
+// sourceRanges are the clients that may use a load balancer's address, nil for all; the annotation is the older way to say it.
+func sourceRanges(svc *corev1.Service) []netip.Prefix {
+	texts := svc.Spec.LoadBalancerSourceRanges
+	if len(texts) == 0 {
+		if a := strings.TrimSpace(svc.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]); a != "" {
+			texts = strings.Split(a, ",")
+		}
+	}
+	if len(texts) == 0 {
+		return nil
+	}
+	all := []netip.Prefix{}
+	for _, text := range texts {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
+			all = append(all, p.Masked())
+		}
+	}
+	return all
+}
+
+func familyOf(ip netip.Addr) corev1.IPFamily {
+	if ip.Is4() {
+		return corev1.IPv4Protocol
+	}
+	return corev1.IPv6Protocol
 }
 
 // sticky is how long a client keeps its backend.
@@ -81,11 +222,20 @@ func sticky(svc *corev1.Service) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-func backends(s store.Snapshot, svc *corev1.Service, p *corev1.ServicePort) []netip.AddrPort {
-	var ready, serving []netip.AddrPort
+// endpoint is one of a Service's as a slice tells of it.
+type endpoint struct {
+	at nft.Backend
+	// ready ones serve; those that are ending but still serve do where there is no other (KEP-1669).
+	ready, serving, ending bool
+	hints                  *discoveryv1.EndpointHints
+}
+
+// endpoints are those of a Service's port, by family.
+func (o Options) endpoints(s store.Snapshot, svc *corev1.Service, p *corev1.ServicePort) map[corev1.IPFamily][]endpoint {
+	all := map[corev1.IPFamily][]endpoint{}
 	for slice := range client.EndpointSlices.Index(s, "service", svc.Namespace+"/"+svc.Name) {
 		port := portOf(slice, p)
-		if port == 0 {
+		if port == 0 || slice.DeletionTimestamp != nil {
 			continue
 		}
 		for i := range slice.Endpoints {
@@ -97,21 +247,98 @@ func backends(s store.Snapshot, svc *corev1.Service, p *corev1.ServicePort) []ne
 			if err != nil {
 				continue
 			}
-			at := netip.AddrPortFrom(ip, port)
-			if e.Conditions.Ready == nil || *e.Conditions.Ready {
-				ready = append(ready, at)
-			} else if is(e.Conditions.Serving) && is(e.Conditions.Terminating) {
-				serving = append(serving, at)
+			ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+			serving := ready
+			if e.Conditions.Serving != nil {
+				serving = *e.Conditions.Serving
+			}
+			all[familyOf(ip)] = append(all[familyOf(ip)], endpoint{
+				at:    nft.Backend{Addr: netip.AddrPortFrom(ip, port), Local: e.NodeName != nil && *e.NodeName == o.NodeName},
+				ready: ready, serving: serving, ending: e.Conditions.Terminating != nil && *e.Conditions.Terminating, hints: e.Hints})
+		}
+	}
+	return all
+}
+
+// choice is which endpoints of one family serve on this node.
+type choice struct {
+	cluster, local []nft.Backend
+	// serving are all whose connections go on.
+	serving []netip.AddrPort
+}
+
+// empty says what becomes of connections that only local endpoints may have, where there is none: they are dropped, so that a balancer
+// outside goes on to another node, unless there is nobody anywhere.
+func (c choice) empty() nft.Empty {
+	if len(c.cluster) > 0 {
+		return nft.DropEmpty
+	}
+	return nft.RefuseEmpty
+}
+
+// choose follows KEP-1669 (endpoints that are ending), KEP-2433 and KEP-3015 (hints).
+func choose(all []endpoint, node, zone string) choice {
+	var c choice
+	keep := topology(all, node, zone)
+	var ending, localEnding []nft.Backend
+	for i := range all {
+		e := &all[i]
+		if e.serving {
+			c.serving = append(c.serving, e.at.Addr)
+		}
+		switch {
+		case e.ready:
+			if keep(e) {
+				c.cluster = append(c.cluster, e.at)
+			}
+			if e.at.Local {
+				c.local = append(c.local, e.at)
+			}
+		case e.serving && e.ending:
+			ending = append(ending, e.at)
+			if e.at.Local {
+				localEnding = append(localEnding, e.at)
 			}
 		}
 	}
-	if len(ready) > 0 {
-		return ready
+	if len(c.cluster) == 0 {
+		c.cluster = ending
 	}
-	return serving
+	if len(c.local) == 0 {
+		c.local = localEnding
+	}
+	return c
 }
 
-func is(b *bool) bool { return b != nil && *b }
+// topology tells which endpoints hints leave to this node: those for the node if every ready endpoint has such a hint and one
+// names this node; else those for the zone under the same conditions; else all.
+func topology(all []endpoint, node, zone string) func(*endpoint) bool {
+	forNode := func(e *endpoint) bool {
+		return slices.ContainsFunc(e.hints.ForNodes, func(n discoveryv1.ForNode) bool { return n.Name == node })
+	}
+	forZone := func(e *endpoint) bool {
+		return slices.ContainsFunc(e.hints.ForZones, func(z discoveryv1.ForZone) bool { return z.Name == zone })
+	}
+	nodes, zones, here, near := true, true, false, false
+	for i := range all {
+		e := &all[i]
+		if !e.ready {
+			continue
+		}
+		if e.hints == nil {
+			return func(*endpoint) bool { return true }
+		}
+		nodes, zones = nodes && len(e.hints.ForNodes) > 0, zones && len(e.hints.ForZones) > 0
+		here, near = here || forNode(e), near || zone != "" && forZone(e)
+	}
+	switch {
+	case nodes && here:
+		return forNode
+	case zones && near:
+		return forZone
+	}
+	return func(*endpoint) bool { return true }
+}
 
 // portOf finds the slice's port that has the name and protocol of a Service's.
 func portOf(slice *discoveryv1.EndpointSlice, p *corev1.ServicePort) uint16 {
@@ -129,102 +356,4 @@ func portOf(slice *discoveryv1.EndpointSlice, p *corev1.ServicePort) uint16 {
 		}
 	}
 	return 0
-}
-
-// Loop keeps a Balancer as the Services want it. served are addresses that the node
-// answers itself.
-func Loop(b Balancer, served ...netip.Addr) reconcile.Loop {
-	skip := map[netip.Addr]bool{}
-	for _, ip := range served {
-		skip[ip] = true
-	}
-	applied := newApplied(b)
-	return reconcile.Loop{
-		Name: "service-proxy",
-		// A history that was cut may have held deletions: what is left of them goes at each start.
-		Always: []reconcile.Key{sweep},
-		Inputs: []reconcile.Input{
-			{Resource: client.Services.Name},
-			{Resource: client.EndpointSlices.Name, Keys: func(_ store.Snapshot, ev store.Event) []reconcile.Key {
-				labels := ev.Entry.Object.(*discoveryv1.EndpointSlice).Labels
-				return []reconcile.Key{{Namespace: ev.Entry.Namespace, Name: labels[discoveryv1.LabelServiceName]}}
-			}},
-		},
-		Plan: func(s store.Snapshot, key reconcile.Key, _ time.Time) (reconcile.Plan, error) {
-			if key == sweep {
-				return reconcile.Plan{Effect: existing(s)}, nil
-			}
-			return reconcile.Plan{Effect: Plan(s, key.Namespace, key.Name, skip)}, nil
-		},
-		Apply: func(_ context.Context, key reconcile.Key, effect any) error {
-			if exists, ok := effect.(map[reconcile.Key]bool); ok {
-				return applied.keep(exists)
-			}
-			return applied.apply(key, effect.([]Port))
-		},
-	}
-}
-
-// sweep is the key of a pass over all Services. No object has such a name.
-var sweep = reconcile.Key{Name: "*"}
-
-func existing(s store.Snapshot) map[reconcile.Key]bool {
-	all := map[reconcile.Key]bool{}
-	for svc := range client.Services.List(s, "") {
-		all[reconcile.Key{Namespace: svc.Namespace, Name: svc.Name}] = true
-	}
-	return all
-}
-
-// applied remembers which ports each Service has in the balancer. Loop has one worker, so
-// that it is used by one goroutine at a time.
-type applied struct {
-	balancer Balancer
-	ids      map[reconcile.Key][]string
-}
-
-func newApplied(b Balancer) *applied {
-	return &applied{balancer: b, ids: map[reconcile.Key][]string{}}
-}
-
-func (a *applied) apply(key reconcile.Key, ports []Port) error {
-	wanted := map[string]bool{}
-	for _, p := range ports {
-		wanted[p.ID] = true
-	}
-	// What goes makes room first: a port may have changed its name.
-	for _, id := range a.ids[key] {
-		if !wanted[id] {
-			if err := a.balancer.Remove(id); err != nil {
-				return err
-			}
-		}
-	}
-	ids := make([]string, 0, len(ports))
-	for _, p := range ports {
-		ids = append(ids, p.ID)
-	}
-	if len(ids) == 0 {
-		delete(a.ids, key)
-	} else {
-		a.ids[key] = ids
-	}
-	for _, p := range ports {
-		if err := a.balancer.Set(p.ID, p.Fronts, p.Backends, p.Sticky); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// keep removes the ports of Services that do not exist.
-func (a *applied) keep(exists map[reconcile.Key]bool) error {
-	for key := range a.ids {
-		if !exists[key] {
-			if err := a.apply(key, nil); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
