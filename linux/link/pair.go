@@ -83,7 +83,7 @@ func Create(p Pair) (err error) {
 	if err := host.LinkSetAlias(hostEnd, p.Alias); err != nil {
 		return fmt.Errorf("set alias of %s: %w", p.Host, err)
 	}
-	if err := upLoopback(inside); err != nil {
+	if err := errors.Join(silence(host, hostEnd), silence(inside, insideEnd), upLoopback(inside)); err != nil {
 		return err
 	}
 	if err := inside.LinkSetUp(insideEnd); err != nil {
@@ -96,6 +96,18 @@ func Create(p Pair) (err error) {
 		if err := connect(host, inside, hostEnd, insideEnd, addr); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// addrGenNone keeps the kernel from giving a link an IPv6 address by itself (linux/if_link.h, IN6_ADDR_GEN_MODE_NONE).
+const addrGenNone = 1
+
+// silence keeps a link from having a link-local address, with which the kernel would look for duplicates, join groups and ask for routers:
+// nothing needs it, and a pod would have sent packets before it runs. A kernel without IPv6 has nothing to be silenced.
+func silence(h *netlink.Handle, l netlink.Link) error {
+	if err := h.LinkSetIP6AddrGenMode(l, addrGenNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("set up %s: %w", l.Attrs().Name, err)
 	}
 	return nil
 }
