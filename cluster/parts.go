@@ -34,7 +34,6 @@ import (
 	"coracle.dev/coracle/apiserver/openapi"
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/client/encrypt"
-	"coracle.dev/coracle/dns"
 	"coracle.dev/coracle/internal/version"
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/node/kubelet"
@@ -468,30 +467,6 @@ func (c *Cluster) schedulerConfig() (*scheduler.Configuration, error) {
 func (c *Cluster) tokens() *authn.Tokens {
 	return &authn.Tokens{Key: c.keys.serviceAccounts, Issuer: c.issuer(), Audiences: []string{c.issuer()},
 		Snapshot: c.store.Snapshot, Now: c.now}
-}
-
-func (c *Cluster) startDNS(context.Context) (func(context.Context) error, string, error) {
-	ip := c.serviceIP(dnsIndex)
-	if err := link.AddAddress(ip); err != nil {
-		return nil, "", err
-	}
-	upstreams, err := dns.Upstreams("/etc/resolv.conf", ip)
-	if err != nil {
-		c.log.Warn("names outside of the cluster cannot be resolved", "error", err)
-	}
-	s, err := dns.New(dns.Config{Client: c.client, Domain: c.cfg.Domain, Upstreams: upstreams, Log: c.log,
-		Listen: []netip.AddrPort{netip.AddrPortFrom(ip, 53)}})
-	if err != nil {
-		return nil, "", errors.Join(err, link.RemoveAddress(ip))
-	}
-	stop := c.run("dns", s.Run)
-	return func(ctx context.Context) error {
-		err := stop(ctx)
-		if c.Asked().Keep {
-			return err
-		}
-		return errors.Join(err, link.RemoveAddress(ip))
-	}, ip.String() + ":53", nil
 }
 
 // writeKubeconfig makes the admin's kubeconfig in the data directory and merges its context into the user's.

@@ -8,14 +8,32 @@ import (
 	"github.com/miekg/dns"
 )
 
-// cache keeps the answers of upstreams for as long as they say, five minutes at most.
-// When it is full, entries go at random.
+// Limits of what is kept of upstreams' answers.
+const (
+	cacheEntries    = 10_000
+	cacheMost       = 5 * time.Minute
+	cacheMostDenial = 30 * time.Second
+	cacheStale      = time.Hour
+	staleTTL        = 0 // seconds that a stale answer may be kept, as RFC 8767 and CoreDNS have it: none
+)
+
+// cachePolicy says for how long answers are kept.
+type cachePolicy struct {
+	// most is for answers, mostDenial for denials; 0 keeps none.
+	most, mostDenial time.Duration
+	// stale is how long an answer may be used behind its end when no upstream answers (RFC 8767), 0 for not at all.
+	stale time.Duration
+}
+
+// cache keeps the answers of upstreams for as long as they and the policy say.
+// When it is full, entries go at random. It is safe for concurrent use.
 type cache struct {
 	mu      sync.Mutex // guards entries
 	entries map[cacheKey]cached
 }
 
 type cacheKey struct {
+	zone   string // of the server block, whose upstreams answered
 	name   string
 	qtype  uint16
 	dnssec bool
@@ -27,44 +45,63 @@ type cached struct {
 	expires time.Time
 }
 
-func keyOf(q *dns.Msg) cacheKey {
+func keyOf(zone string, q *dns.Msg) cacheKey {
 	opt := q.IsEdns0()
-	return cacheKey{strings.ToLower(q.Question[0].Name), q.Question[0].Qtype, opt != nil && opt.Do()}
+	return cacheKey{zone, strings.ToLower(q.Question[0].Name), q.Question[0].Qtype, opt != nil && opt.Do()}
 }
 
-// get returns a copy of a kept answer with what is left of its lifetimes, or nil.
-func (c *cache) get(q *dns.Msg, now time.Time) *dns.Msg {
+// get returns a copy of a kept answer with what is left of its lifetimes, or nil. With stale, one that ended not longer ago than
+// that is good enough.
+func (c *cache) get(zone string, q *dns.Msg, now time.Time, stale time.Duration) *dns.Msg {
 	c.mu.Lock()
-	e, ok := c.entries[keyOf(q)]
+	e, ok := c.entries[keyOf(zone, q)]
 	c.mu.Unlock()
-	if !ok || now.After(e.expires) {
+	if !ok || now.After(e.expires.Add(stale)) {
 		return nil
 	}
 	m := e.msg.Copy()
 	m.Id = q.Id
+	m.Question = append(m.Question[:0], q.Question...)
 	age := uint32(now.Sub(e.from) / time.Second)
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
-			if h := rr.Header(); h.Rrtype != dns.TypeOPT {
-				h.Ttl -= min(age, h.Ttl)
+			h := rr.Header()
+			if h.Rrtype == dns.TypeOPT {
+				continue
+			}
+			if h.Ttl -= min(age, h.Ttl); now.After(e.expires) {
+				h.Ttl = staleTTL
 			}
 		}
 	}
 	return m
 }
 
-// put keeps an answer that says something definite.
-func (c *cache) put(q, m *dns.Msg, now time.Time) {
-	if m.Truncated || (m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError) {
-		return
+// lifetime is how long an answer may be kept.
+func (p cachePolicy) lifetime(m *dns.Msg) time.Duration {
+	if m.Truncated || (m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError) || len(m.Answer)+len(m.Ns) == 0 {
+		return 0
 	}
-	life := cacheMost
+	life := p.most
+	if m.Rcode == dns.RcodeNameError || len(m.Answer) == 0 {
+		life = p.mostDenial
+	}
 	for _, section := range [][]dns.RR{m.Answer, m.Ns} {
 		for _, rr := range section {
 			life = min(life, time.Duration(rr.Header().Ttl)*time.Second)
+			// How long a denial holds is the smaller of two numbers (RFC 2308, section 5).
+			if soa, ok := rr.(*dns.SOA); ok && len(m.Answer) == 0 {
+				life = min(life, time.Duration(soa.Minttl)*time.Second)
+			}
 		}
 	}
-	if life <= 0 || len(m.Answer)+len(m.Ns) == 0 {
+	return life
+}
+
+// put keeps an answer that says something definite.
+func (c *cache) put(zone string, p cachePolicy, q, m *dns.Msg, now time.Time) {
+	life := p.lifetime(m)
+	if life <= 0 {
 		return
 	}
 	c.mu.Lock()
@@ -78,5 +115,12 @@ func (c *cache) put(q, m *dns.Msg, now time.Time) {
 		}
 		delete(c.entries, k)
 	}
-	c.entries[keyOf(q)] = cached{msg: m.Copy(), from: now, expires: now.Add(life)}
+	c.entries[keyOf(zone, q)] = cached{msg: m.Copy(), from: now, expires: now.Add(life)}
+}
+
+// clear forgets everything, when the configuration has changed.
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.entries = nil
 }

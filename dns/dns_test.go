@@ -40,6 +40,7 @@ func cluster(t testing.TB) store.Store {
 	put("services", &corev1.Service{ObjectMeta: meta("away"), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: "example.org"}})
 	yes, no, name, tcp, port := true, false, "pg", corev1.ProtocolTCP, int32(5432)
 	host := "db-0"
+	ready := slice("web", "10.42.0.7")
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: meta("db-abc"), AddressType: discoveryv1.AddressTypeIPv4,
 		Ports: []discoveryv1.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
 		Endpoints: []discoveryv1.Endpoint{
@@ -48,12 +49,39 @@ func cluster(t testing.TB) store.Store {
 			{Addresses: []string{"10.42.0.9"}, Conditions: discoveryv1.EndpointConditions{Ready: &no}}}}
 	slice.Labels = map[string]string{discoveryv1.LabelServiceName: "db"}
 	put("endpointslices.discovery.k8s.io", slice)
+	put("endpointslices.discovery.k8s.io", ready)
+	for name, target := range map[string]string{"near": "web.shop.svc.cluster.local", "round": "round.shop.svc.cluster.local"} {
+		put("services", &corev1.Service{ObjectMeta: meta(name), Spec: corev1.ServiceSpec{Type: corev1.ServiceTypeExternalName, ExternalName: target}})
+	}
+	return s
+}
+
+// slice is one of a service's, with ready endpoints.
+func slice(service string, ips ...string) *discoveryv1.EndpointSlice {
+	yes := true
+	out := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: service + "-1", Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4}
+	for _, ip := range ips {
+		out.Endpoints = append(out.Endpoints, discoveryv1.Endpoint{Addresses: []string{ip}, Conditions: discoveryv1.EndpointConditions{Ready: &yes}})
+	}
+	return out
+}
+
+// quiet is a server that listens nowhere unless c says so.
+func quiet(t testing.TB, c Config) *Server {
+	t.Helper()
+	c.Domain, c.Log = "cluster.local", slog.New(slog.DiscardHandler)
+	s, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
 	return s
 }
 
 // TestAnswers holds the forms of the DNS specification.
 func TestAnswers(t *testing.T) {
-	s := &Server{Config: Config{Client: cluster(t), Domain: "cluster.local", Log: slog.New(slog.DiscardHandler)}, zone: zone{"cluster.local."}}
+	s := quiet(t, Config{Client: cluster(t)})
 	for _, test := range []struct{ name, qtype, want string }{
 		{"web.shop.svc.cluster.local.", "A", "A 10.43.0.7"},
 		{"WEB.shop.svc.Cluster.Local.", "AAAA", "AAAA fd00::7"},
@@ -64,12 +92,21 @@ func TestAnswers(t *testing.T) {
 		{"db.shop.svc.cluster.local.", "A", "A 10.42.0.5; A 10.42.0.6"},
 		{"db-0.db.shop.svc.cluster.local.", "A", "A 10.42.0.5"},
 		{"10-42-0-6.db.shop.svc.cluster.local.", "A", "A 10.42.0.6"},
+		{"10-42-0-7.web.shop.svc.cluster.local.", "A", "A 10.42.0.7"}, // of a service with an address too, as CoreDNS has it
+		{"7.0.42.10.in-addr.arpa.", "PTR", "PTR 10-42-0-7.web.shop.svc.cluster.local."},
+		{"ns.dns.cluster.local.", "A", "NOERROR"},
+		{"cluster.local.", "NS", "NS ns.dns.cluster.local."},
+		{"cluster.local.", "SOA", "SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 5"},
+		{"near.shop.svc.cluster.local.", "A", "A 10.43.0.7; CNAME web.shop.svc.cluster.local."},
+		{"near.shop.svc.cluster.local.", "CNAME", "CNAME web.shop.svc.cluster.local."},
+		{"round.shop.svc.cluster.local.", "CNAME", "CNAME round.shop.svc.cluster.local."},
+		{"fd00--5.shop.pod.cluster.local.", "AAAA", "AAAA fd00::5"},
 		{"10-42-0-9.db.shop.svc.cluster.local.", "A", "NXDOMAIN"},
 		{"db-0.web.shop.svc.cluster.local.", "A", "NXDOMAIN"},
 		{"_http._tcp.web.shop.svc.cluster.local.", "SRV", "SRV 0 100 80 web.shop.svc.cluster.local.; +A 10.43.0.7; +AAAA fd00::7"},
 		{"_http._udp.web.shop.svc.cluster.local.", "SRV", "NXDOMAIN"},
 		{"_pg._tcp.db.shop.svc.cluster.local.", "SRV", "SRV 0 100 5432 10-42-0-6.db.shop.svc.cluster.local.; SRV 0 100 5432 db-0.db.shop.svc.cluster.local.; +A 10.42.0.5; +A 10.42.0.6"},
-		{"away.shop.svc.cluster.local.", "A", "CNAME example.org."},
+		{"away.shop.svc.cluster.local.", "CNAME", "CNAME example.org."},
 		{"10-42-0-5.shop.pod.cluster.local.", "A", "A 10.42.0.5"},
 		{"10-42-0-5.nowhere.pod.cluster.local.", "A", "NXDOMAIN"},
 		{"dns-version.cluster.local.", "TXT", `TXT "1.1.0"`},
@@ -79,7 +116,7 @@ func TestAnswers(t *testing.T) {
 		{"example.org.", "A", "REFUSED"},
 	} {
 		q := new(dns.Msg).SetQuestion(test.name, dns.StringToType[test.qtype])
-		if got := show(s.Answer(q, false)); got != test.want {
+		if got := show(s.Answer(q, netip.Addr{}, false)); got != test.want {
 			t.Errorf("%s %s: got %q, want %q", test.name, test.qtype, got, test.want)
 		}
 	}
@@ -134,7 +171,7 @@ func TestForward(t *testing.T) {
 
 	at := freePort(t)
 	s, err := New(Config{Client: cluster(t), Domain: "cluster.local", Listen: []netip.AddrPort{at},
-		Upstreams: []netip.AddrPort{netip.MustParseAddrPort(packets.LocalAddr().String())}, Log: slog.New(slog.DiscardHandler)})
+		Host: Host{Upstreams: []netip.AddrPort{netip.MustParseAddrPort(packets.LocalAddr().String())}}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,11 +214,11 @@ func TestCacheEnds(t *testing.T) {
 	}
 	m.Answer = []dns.RR{rr}
 	now := time.Unix(1000, 0)
-	c.put(q, m, now)
-	if got := c.get(q, now.Add(20*time.Second)); got == nil || got.Answer[0].Header().Ttl != 40 {
+	c.put(".", cachePolicy{most: time.Minute}, q, m, now)
+	if got := c.get(".", q, now.Add(20*time.Second), 0); got == nil || got.Answer[0].Header().Ttl != 40 {
 		t.Errorf("after 20 s: %v", got)
 	}
-	if got := c.get(q, now.Add(61*time.Second)); got != nil {
+	if got := c.get(".", q, now.Add(61*time.Second), 0); got != nil {
 		t.Errorf("after its end: %v", got)
 	}
 }
@@ -199,11 +236,11 @@ func FuzzFromArpa(f *testing.F) {
 }
 
 func BenchmarkAnswer(b *testing.B) {
-	s := &Server{Config: Config{Client: cluster(b), Domain: "cluster.local", Log: slog.New(slog.DiscardHandler)}, zone: zone{"cluster.local."}}
+	s := quiet(b, Config{Client: cluster(b)})
 	q := new(dns.Msg).SetQuestion("web.shop.svc.cluster.local.", dns.TypeA)
 	b.ReportAllocs()
 	for b.Loop() {
-		if m := s.Answer(q, false); len(m.Answer) != 1 {
+		if m := s.Answer(q, netip.Addr{}, false); len(m.Answer) != 1 {
 			b.Fatal(m)
 		}
 	}

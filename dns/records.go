@@ -13,15 +13,15 @@ import (
 	"coracle.dev/coracle/store"
 )
 
-// ttl of all answers in seconds, as CoreDNS's kubernetes plug-in has it.
-const ttl = 30
-
 // schemaVersion is that of the specification, answered as TXT at dns-version.<domain>.
 const schemaVersion = "1.1.0"
 
 // zone answers questions about one cluster domain.
 type zone struct {
 	domain string // "cluster.local.", lower case
+	rules  *kubernetes
+	// address is where this server answers, for the name ns.dns of the zone.
+	address []string
 }
 
 // answer is what a question gets.
@@ -36,7 +36,7 @@ type answer struct {
 func (z zone) ask(s store.Snapshot, name string, qtype uint16) answer {
 	relative := strings.TrimSuffix(strings.TrimSuffix(strings.ToLower(name), z.domain), ".")
 	if relative == "" {
-		return answer{exists: true}
+		return z.apex(name, qtype)
 	}
 	labels := strings.Split(relative, ".")
 	last := labels[len(labels)-1]
@@ -44,27 +44,60 @@ func (z zone) ask(s store.Snapshot, name string, qtype uint16) answer {
 	case last == "svc":
 		return z.service(s, name, labels[:len(labels)-1], qtype)
 	case last == "pod":
-		return pod(s, name, labels[:len(labels)-1], qtype)
+		return z.pod(s, name, labels[:len(labels)-1], qtype)
+	case relative == "dns" || relative == "ns.dns":
+		a := addresses(name, z.address, qtype, z.rules.ttl)
+		if relative == "dns" {
+			a.records = nil
+		}
+		return a
 	case relative == "dns-version":
 		a := answer{exists: true}
 		if qtype == dns.TypeTXT {
-			a.records = append(a.records, &dns.TXT{Hdr: header(name, dns.TypeTXT), Txt: []string{schemaVersion}})
+			a.records = append(a.records, &dns.TXT{Hdr: header(name, dns.TypeTXT, z.rules.ttl), Txt: []string{schemaVersion}})
 		}
 		return a
 	}
 	return answer{}
 }
 
-func header(name string, rrtype uint16) dns.RR_Header {
+// apex answers for the domain itself.
+func (z zone) apex(name string, qtype uint16) answer {
+	a := answer{exists: true}
+	switch qtype {
+	case dns.TypeSOA:
+		soa := z.soa()
+		soa.Hdr.Name = name
+		a.records = []dns.RR{soa}
+	case dns.TypeNS:
+		server := "ns.dns." + z.domain
+		a.records = []dns.RR{&dns.NS{Hdr: header(name, dns.TypeNS, z.rules.ttl), Ns: server}}
+		for _, t := range []uint16{dns.TypeA, dns.TypeAAAA} {
+			a.extra = append(a.extra, addresses(server, z.address, t, z.rules.ttl).records...)
+		}
+	}
+	return a
+}
+
+// denialTTL is for how many seconds a denial may be kept: what is not there may be in a moment.
+const denialTTL = 5
+
+// soa goes with each denial (RFC 2308).
+func (z zone) soa() *dns.SOA {
+	return &dns.SOA{Hdr: header(z.domain, dns.TypeSOA, denialTTL), Ns: "ns.dns." + z.domain, Mbox: "hostmaster." + z.domain, Serial: 1,
+		Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: denialTTL}
+}
+
+func header(name string, rrtype uint16, ttl uint32) dns.RR_Header {
 	return dns.RR_Header{Name: name, Rrtype: rrtype, Class: dns.ClassINET, Ttl: ttl}
 }
 
-func address(name string, ip netip.Addr, qtype uint16) dns.RR {
+func address(name string, ip netip.Addr, qtype uint16, ttl uint32) dns.RR {
 	switch {
 	case ip.Is4() && qtype == dns.TypeA:
-		return &dns.A{Hdr: header(name, dns.TypeA), A: ip.AsSlice()}
+		return &dns.A{Hdr: header(name, dns.TypeA, ttl), A: ip.AsSlice()}
 	case ip.Is6() && qtype == dns.TypeAAAA:
-		return &dns.AAAA{Hdr: header(name, dns.TypeAAAA), AAAA: ip.AsSlice()}
+		return &dns.AAAA{Hdr: header(name, dns.TypeAAAA, ttl), AAAA: ip.AsSlice()}
 	}
 	return nil
 }
@@ -77,8 +110,10 @@ func (z zone) service(s store.Snapshot, name string, labels []string, qtype uint
 	}
 	namespace := labels[len(labels)-1]
 	if len(labels) == 1 {
-		_, ok := client.Namespaces.Get(s, "", namespace)
-		return answer{exists: ok}
+		return answer{exists: z.namespace(s, namespace)}
+	}
+	if !z.exposes(namespace) {
+		return answer{}
 	}
 	svc, ok := client.Services.Get(s, namespace, labels[len(labels)-2])
 	if !ok {
@@ -90,7 +125,7 @@ func (z zone) service(s store.Snapshot, name string, labels []string, qtype uint
 		if len(rest) > 0 {
 			return answer{}
 		}
-		cname := &dns.CNAME{Hdr: header(name, dns.TypeCNAME), Target: dns.Fqdn(svc.Spec.ExternalName)}
+		cname := &dns.CNAME{Hdr: header(name, dns.TypeCNAME, z.rules.ttl), Target: dns.Fqdn(svc.Spec.ExternalName)}
 		return answer{records: []dns.RR{cname}, exists: true}
 	case len(rest) == 0:
 		if headless(svc) {
@@ -99,14 +134,17 @@ func (z zone) service(s store.Snapshot, name string, labels []string, qtype uint
 		if qtype == dns.TypeSRV {
 			return z.ports(s, svc, name, "", "")
 		}
-		return addresses(name, svc.Spec.ClusterIPs, qtype)
+		if z.rules.ignoreEmpty && !hasEndpoints(s, svc) {
+			return answer{}
+		}
+		return addresses(name, svc.Spec.ClusterIPs, qtype, z.rules.ttl)
 	case len(rest) == 2 && strings.HasPrefix(rest[0], "_") && strings.HasPrefix(rest[1], "_"):
 		a := z.ports(s, svc, name, rest[0][1:], rest[1][1:])
 		if qtype != dns.TypeSRV {
 			a.records, a.extra = nil, nil
 		}
 		return a
-	case len(rest) == 1 && headless(svc):
+	case len(rest) == 1:
 		return z.endpoints(s, svc, name, rest[0], qtype)
 	}
 	return answer{}
@@ -114,11 +152,36 @@ func (z zone) service(s store.Snapshot, name string, labels []string, qtype uint
 
 func headless(svc *corev1.Service) bool { return svc.Spec.ClusterIP == corev1.ClusterIPNone }
 
-func addresses(name string, ips []string, qtype uint16) answer {
+// exposes says that names of a namespace are answered.
+func (z zone) exposes(namespace string) bool { return z.rules.only == nil || z.rules.only[namespace] }
+
+func (z zone) namespace(s store.Snapshot, name string) bool {
+	_, ok := client.Namespaces.Get(s, "", name)
+	return ok && z.exposes(name)
+}
+
+func hasEndpoints(s store.Snapshot, svc *corev1.Service) bool {
+	for slice := range client.EndpointSlices.Index(s, "service", svc.Namespace+"/"+svc.Name) {
+		for i := range slice.Endpoints {
+			if ready(&slice.Endpoints[i], svc) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// ready says that an endpoint is published: those that end are not ready any more, and a service that publishes all has
+// endpoints that say so.
+func ready(e *discoveryv1.Endpoint, svc *corev1.Service) bool {
+	return svc.Spec.PublishNotReadyAddresses || e.Conditions.Ready == nil || *e.Conditions.Ready
+}
+
+func addresses(name string, ips []string, qtype uint16, ttl uint32) answer {
 	a := answer{exists: true}
 	for _, ip := range ips {
 		if parsed, err := netip.ParseAddr(ip); err == nil {
-			if rr := address(name, parsed, qtype); rr != nil {
+			if rr := address(name, parsed, qtype, ttl); rr != nil {
 				a.records = append(a.records, rr)
 			}
 		}
@@ -135,14 +198,14 @@ type endpoint struct {
 
 // eachEndpoint walks the ready endpoints of a service, and all of them if it publishes those
 // that are not ready.
-func eachEndpoint(s store.Snapshot, svc *corev1.Service, visit func(endpoint)) {
+func (z zone) eachEndpoint(s store.Snapshot, svc *corev1.Service, visit func(endpoint)) {
 	for slice := range client.EndpointSlices.Index(s, "service", svc.Namespace+"/"+svc.Name) {
 		if slice.AddressType == discoveryv1.AddressTypeFQDN {
 			continue
 		}
 		for i := range slice.Endpoints {
 			e := &slice.Endpoints[i]
-			if !svc.Spec.PublishNotReadyAddresses && e.Conditions.Ready != nil && !*e.Conditions.Ready {
+			if !ready(e, svc) {
 				continue
 			}
 			for _, text := range e.Addresses {
@@ -150,17 +213,20 @@ func eachEndpoint(s store.Snapshot, svc *corev1.Service, visit func(endpoint)) {
 				if err != nil {
 					continue
 				}
-				visit(endpoint{name: endpointName(e.Hostname, ip), ip: ip, ports: slice.Ports})
+				visit(endpoint{name: z.endpointName(e, ip), ip: ip, ports: slice.Ports})
 			}
 		}
 	}
 }
 
-// endpointName is the host name that a pod was given or, without one, a label made from
-// its address.
-func endpointName(hostname *string, ip netip.Addr) string {
-	if hostname != nil && *hostname != "" {
-		return strings.ToLower(*hostname)
+// endpointName is the host name that a pod was given or, without one, a label made from its address, or the pod's name if
+// that is wanted.
+func (z zone) endpointName(e *discoveryv1.Endpoint, ip netip.Addr) string {
+	if e.Hostname != nil && *e.Hostname != "" {
+		return strings.ToLower(*e.Hostname)
+	}
+	if ref := e.TargetRef; z.rules.podNames && ref != nil && ref.Kind == "Pod" && len(ref.Name) < 64 && !strings.Contains(ref.Name, ".") {
+		return ref.Name
 	}
 	if ip.Is4() {
 		return strings.ReplaceAll(ip.String(), ".", "-")
@@ -174,12 +240,14 @@ func (z zone) endpoints(s store.Snapshot, svc *corev1.Service, name, only string
 		return z.ports(s, svc, name, "", "")
 	}
 	var a answer
-	eachEndpoint(s, svc, func(e endpoint) {
+	seen := map[netip.Addr]bool{}
+	z.eachEndpoint(s, svc, func(e endpoint) {
 		if only != "" && e.name != only {
 			return
 		}
 		a.exists = true
-		if rr := address(name, e.ip, qtype); rr != nil {
+		if rr := address(name, e.ip, qtype, z.rules.ttl); rr != nil && !seen[e.ip] {
+			seen[e.ip] = true
 			a.records = append(a.records, rr)
 		}
 	})
@@ -199,7 +267,7 @@ func (z zone) ports(s store.Snapshot, svc *corev1.Service, name, port, protocol 
 			return false
 		}
 		a.exists = true
-		a.records = append(a.records, &dns.SRV{Hdr: header(name, dns.TypeSRV), Priority: 0, Weight: 100, Port: uint16(number), Target: target})
+		a.records = append(a.records, &dns.SRV{Hdr: header(name, dns.TypeSRV, z.rules.ttl), Priority: 0, Weight: 100, Port: uint16(number), Target: target})
 		return true
 	}
 	base := svc.Name + "." + svc.Namespace + ".svc." + z.domain
@@ -207,13 +275,13 @@ func (z zone) ports(s store.Snapshot, svc *corev1.Service, name, port, protocol 
 		for i := range svc.Spec.Ports {
 			p := &svc.Spec.Ports[i]
 			if add(&p.Name, &p.Protocol, p.Port, base) && len(a.extra) == 0 {
-				a.extra = append(addresses(base, svc.Spec.ClusterIPs, dns.TypeA).records, addresses(base, svc.Spec.ClusterIPs, dns.TypeAAAA).records...)
+				a.extra = append(addresses(base, svc.Spec.ClusterIPs, dns.TypeA, z.rules.ttl).records, addresses(base, svc.Spec.ClusterIPs, dns.TypeAAAA, z.rules.ttl).records...)
 			}
 		}
 		a.exists = a.exists || port == ""
 		return a
 	}
-	eachEndpoint(s, svc, func(e endpoint) {
+	z.eachEndpoint(s, svc, func(e endpoint) {
 		target, used := e.name+"."+base, false
 		for i := range e.ports {
 			if p := &e.ports[i]; p.Port != nil {
@@ -221,7 +289,7 @@ func (z zone) ports(s store.Snapshot, svc *corev1.Service, name, port, protocol 
 			}
 		}
 		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA} {
-			if rr := address(target, e.ip, qtype); rr != nil && used {
+			if rr := address(target, e.ip, qtype, z.rules.ttl); rr != nil && used {
 				a.extra = append(a.extra, rr)
 			}
 		}
@@ -230,52 +298,75 @@ func (z zone) ports(s store.Snapshot, svc *corev1.Service, name, port, protocol 
 	return a
 }
 
-// pod answers <a-b-c-d>.<ns>.pod from the name alone, if the namespace exists.
-func pod(s store.Snapshot, name string, labels []string, qtype uint16) answer {
+// pod answers <a-b-c-d>.<ns>.pod: from the name alone if the namespace exists, or only if there is such a pod.
+func (z zone) pod(s store.Snapshot, name string, labels []string, qtype uint16) answer {
+	if z.rules.pods == podsDisabled {
+		return answer{}
+	}
 	if len(labels) == 0 {
 		return answer{exists: true}
 	}
-	if _, ok := client.Namespaces.Get(s, "", labels[len(labels)-1]); !ok || len(labels) > 2 {
+	namespace := labels[len(labels)-1]
+	if !z.namespace(s, namespace) || len(labels) > 2 {
 		return answer{}
 	}
 	if len(labels) == 1 {
 		return answer{exists: true}
 	}
-	text := strings.ReplaceAll(labels[0], "-", ".")
-	ip, err := netip.ParseAddr(text)
+	ip, err := netip.ParseAddr(strings.ReplaceAll(labels[0], "-", "."))
 	if err != nil || !ip.Is4() {
 		if ip, err = netip.ParseAddr(strings.ReplaceAll(labels[0], "-", ":")); err != nil {
 			return answer{}
 		}
 	}
+	if z.rules.pods == podsVerified {
+		found := false
+		for p := range client.Pods.Index(s, "ip", ip.String()) {
+			found = found || p.Namespace == namespace
+		}
+		if !found {
+			return answer{}
+		}
+	}
 	a := answer{exists: true}
-	if rr := address(name, ip, qtype); rr != nil {
+	if rr := address(name, ip, qtype, z.rules.ttl); rr != nil {
 		a.records = append(a.records, rr)
 	}
 	return a
 }
 
-// reverse answers PTR for the address of a service. ok is false if the address is none of the cluster's.
-func (z zone) reverse(s store.Snapshot, name string) (a answer, ok bool) {
+// reverse answers PTR for the address of a service, or else of endpoints. ok is false if the address is none of the cluster's.
+func (z zone) reverse(s store.Snapshot, name string, qtype uint16) (a answer, ok bool) {
 	ip, valid := fromArpa(name)
 	if !valid {
 		return a, false
 	}
-	for svc := range client.Services.Index(s, "clusterIP", ip.String()) {
-		target := svc.Name + "." + svc.Namespace + ".svc." + z.domain
-		return answer{exists: true, records: []dns.RR{&dns.PTR{Hdr: header(name, dns.TypePTR), Ptr: target}}}, true
+	add := func(target string) {
+		ok, a.exists = true, true
+		if qtype == dns.TypePTR {
+			a.records = append(a.records, &dns.PTR{Hdr: header(name, dns.TypePTR, z.rules.ttl), Ptr: target})
+		}
 	}
+	for svc := range client.Services.Index(s, "clusterIP", ip.String()) {
+		if z.exposes(svc.Namespace) {
+			add(svc.Name + "." + svc.Namespace + ".svc." + z.domain)
+			return a, ok
+		}
+	}
+	seen := map[string]bool{}
 	for slice := range client.EndpointSlices.Index(s, "address", ip.String()) {
 		svc, known := client.Services.Get(s, slice.Namespace, slice.Labels[discoveryv1.LabelServiceName])
-		if !known || !headless(svc) {
+		if !known || !z.exposes(svc.Namespace) {
 			continue
 		}
 		for i := range slice.Endpoints {
 			e := &slice.Endpoints[i]
-			if len(e.Addresses) > 0 && e.Addresses[0] == ip.String() && e.Hostname != nil {
-				target := endpointName(e.Hostname, ip) + "." + svc.Name + "." + svc.Namespace + ".svc." + z.domain
-				a.exists, ok = true, true
-				a.records = append(a.records, &dns.PTR{Hdr: header(name, dns.TypePTR), Ptr: target})
+			if len(e.Addresses) == 0 || e.Addresses[0] != ip.String() || !ready(e, svc) {
+				continue
+			}
+			if target := z.endpointName(e, ip) + "." + svc.Name + "." + svc.Namespace + ".svc." + z.domain; !seen[target] {
+				seen[target] = true
+				add(target)
 			}
 		}
 	}

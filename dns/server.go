@@ -8,13 +8,19 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
+	"golang.org/x/sync/singleflight"
 
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/linux/datagram"
+	"coracle.dev/coracle/reconcile"
 )
 
 // Config is what a Server needs.
@@ -24,60 +30,90 @@ type Config struct {
 	Domain string
 	// Listen is where to answer, on UDP and TCP.
 	Listen []netip.AddrPort
-	// Upstreams are asked for all other names, in order; none: such names are refused.
-	Upstreams []netip.AddrPort
-	Log       *slog.Logger
+	// Host is what the node's own resolver would do; without upstreams, names outside of the cluster are refused.
+	Host Host
+	// Event records what is said of the config map kube-system/coredns; nil for nowhere.
+	Event func(reconcile.Event)
+	Log   *slog.Logger
 }
 
-// Limits of forwarding.
+// Limits of the server.
 const (
-	forwardTimeout = 2 * time.Second // for each upstream
-	forwardAtOnce  = 512             // more are answered SERVFAIL at once
-	cacheEntries   = 10_000
-	cacheMost      = 5 * time.Minute
+	waitingAtOnce   = 512 // queries that wait for upstreams; more are answered SERVFAIL at once
+	connections     = 512 // over TCP, on each address
+	maxReaders      = 4   // sockets on each address
+	batchSize       = 32  // datagrams that are read at once
+	maxDatagram     = 1500
+	answersByReader = 4096
 )
 
 // Server answers DNS queries. Make it with New, end it with Close.
 type Server struct {
 	Config
-	zone    zone
-	servers []*dns.Server
-	slots   chan struct{}
-	cache   cache
+	addresses []string // of Listen, for the name ns.dns
+	settings  atomic.Pointer[settings]
+	epoch     epoch
+	conns     []*datagram.Conn
+	streams   []*dns.Server
+	slots     chan struct{}
+	cache     cache
+	flights   singleflight.Group
+	exchanger exchanger
+	waiting   sync.WaitGroup // for upstreams
 }
 
 // New binds all addresses, so that queries are taken from its return on.
 func New(c Config) (*Server, error) {
-	s := &Server{Config: c, zone: zone{dns.Fqdn(strings.ToLower(c.Domain))}, slots: make(chan struct{}, forwardAtOnce)}
-	var config net.ListenConfig
+	s := &Server{Config: c, slots: make(chan struct{}, waitingAtOnce)}
+	s.exchanger.ctx, s.exchanger.cancel = context.WithCancel(context.Background())
 	for _, at := range c.Listen {
-		packets, err := config.ListenPacket(context.Background(), "udp", at.String())
-		if err != nil {
+		s.addresses = append(s.addresses, at.Addr().String())
+	}
+	if err := s.begin(); err != nil {
+		return nil, err
+	}
+	for _, at := range c.Listen {
+		if err := s.listen(at); err != nil {
 			return nil, errors.Join(fmt.Errorf("listen: %w", err), s.Close())
 		}
-		s.servers = append(s.servers, &dns.Server{PacketConn: packets, Handler: s, UDPSize: 4096})
-		stream, err := config.Listen(context.Background(), "tcp", at.String())
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("listen: %w", err), s.Close())
-		}
-		s.servers = append(s.servers, &dns.Server{Listener: stream, Handler: s})
 	}
 	return s, nil
 }
 
+// listen opens the sockets of an address.
+func (s *Server) listen(at netip.AddrPort) error {
+	var config net.ListenConfig
+	stream, err := config.Listen(context.Background(), "tcp", at.String())
+	if err != nil {
+		return err
+	}
+	s.streams = append(s.streams, &dns.Server{Listener: netutil.LimitListener(stream, connections), Handler: s})
+	for range min(runtime.GOMAXPROCS(0), maxReaders) {
+		conn, err := datagram.Listen(at)
+		if err != nil {
+			return err
+		}
+		s.conns = append(s.conns, conn)
+	}
+	return nil
+}
+
 // Run answers until ctx is done or a listener fails.
 func (s *Server) Run(ctx context.Context) error {
-	failed := make(chan error, len(s.servers))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, len(s.streams)+len(s.conns))
 	var group sync.WaitGroup
-	for _, server := range s.servers {
-		group.Add(1)
-		go func() {
-			defer group.Done()
-			failed <- server.ActivateAndServe()
-		}()
+	for _, server := range s.streams {
+		group.Go(func() { failed <- server.ActivateAndServe() })
 	}
+	for _, conn := range s.conns {
+		group.Go(func() { failed <- s.read(ctx, conn) })
+	}
+	group.Go(func() { s.follow(ctx) })
 	defer group.Wait()
 	defer s.Close()
+	defer cancel()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -86,20 +122,21 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// Close ends all listeners.
+// Close ends all listeners, and waits for those who wait for upstreams.
 func (s *Server) Close() error {
 	var errs []error
-	for _, server := range s.servers {
+	for _, server := range s.streams {
 		// A server that was never activated has only its socket to close.
 		if err := server.Shutdown(); err != nil {
-			if server.PacketConn != nil {
-				errs = append(errs, ignoreClosed(server.PacketConn.Close()))
-			}
-			if server.Listener != nil {
-				errs = append(errs, ignoreClosed(server.Listener.Close()))
-			}
+			errs = append(errs, ignoreClosed(server.Listener.Close()))
 		}
 	}
+	for _, conn := range s.conns {
+		errs = append(errs, ignoreClosed(conn.Close()))
+	}
+	s.exchanger.cancel()
+	s.waiting.Wait()
+	s.exchanger.close()
 	return errors.Join(errs...)
 }
 
@@ -110,53 +147,258 @@ func ignoreClosed(err error) error {
 	return err
 }
 
-// ServeDNS answers one query; it implements dns.Handler.
+// reader answers the datagrams of one socket. It belongs to one goroutine.
+type reader struct {
+	server  *Server
+	conn    *datagram.Conn
+	batch   *datagram.Batch
+	out     [][]byte
+	scratch [256]byte
+	key     []byte
+	// answers are those that were given, by type, search and name; they are dropped together when there are too many.
+	answers map[string]*packed
+}
+
+// read answers the datagrams of a socket until it is closed.
+func (s *Server) read(ctx context.Context, conn *datagram.Conn) error {
+	r := &reader{server: s, conn: conn, batch: datagram.NewBatch(batchSize, maxDatagram), out: make([][]byte, batchSize),
+		key: make([]byte, 0, 300), answers: map[string]*packed{}}
+	for {
+		n, err := conn.Receive(r.batch)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return ctx.Err()
+			}
+			return err
+		}
+		now := time.Now()
+		for i := range n {
+			r.one(i, now)
+		}
+		if err := conn.Send(r.batch); err != nil && ctx.Err() == nil {
+			s.Log.Debug("dns answers not sent", "error", err)
+		}
+	}
+}
+
+// one answers a datagram, at once or in a goroutine that may wait.
+func (r *reader) one(i int, now time.Time) {
+	data := r.batch.Data(i)
+	q, ok := parse(data, r.scratch[:])
+	if !ok {
+		r.later(i)
+		return
+	}
+	p := r.find(&q, data, r.batch.Peer(i), now)
+	if p == nil {
+		r.later(i)
+		return
+	}
+	out := p.appendTo(r.out[i][:0], data, &q, now.Unix())
+	if out == nil {
+		r.later(i)
+		return
+	}
+	r.out[i] = out
+	r.batch.Reply(i, out)
+}
+
+// find gives the answer to a plain question, nil if it needs time or care.
+func (r *reader) find(q *question, data []byte, peer *datagram.Peer, now time.Time) *packed {
+	epoch := r.server.epoch.now()
+	p := r.lookup(q, 0, epoch, now)
+	if p == nil {
+		if p = r.make(q, data, netip.Addr{}, false, epoch, now); p == nil {
+			return nil
+		}
+	}
+	if !p.search {
+		return p
+	}
+	name, _, err := dns.UnpackDomainName(data, headerSize)
+	if err != nil {
+		return nil
+	}
+	switch r.server.searchesPlainly(peer.Addr(), strings.ToLower(name)) {
+	case searchNone:
+		return p
+	case searchOwn:
+		return nil // a path of its own: its answers are not those of others
+	}
+	if p := r.lookup(q, 1, epoch, now); p != nil {
+		return p
+	}
+	return r.make(q, data, peer.Addr(), true, epoch, now)
+}
+
+// lookup finds an answer that was given before and still holds.
+func (r *reader) lookup(q *question, search byte, epoch uint64, now time.Time) *packed {
+	r.key = append(append(r.key[:0], byte(q.qtype>>8), byte(q.qtype), search), q.name...)
+	if p := r.answers[string(r.key)]; p != nil && p.holds(epoch, now.Unix()) {
+		return p
+	}
+	return nil
+}
+
+// make makes an answer that can be had without waiting, and keeps it. r.key is its key.
+func (r *reader) make(q *question, data []byte, source netip.Addr, search bool, epoch uint64, now time.Time) *packed {
+	name, _, err := dns.UnpackDomainName(data, headerSize)
+	if err != nil {
+		return nil
+	}
+	s := r.server
+	settings := s.settings.Load()
+	query := &dns.Msg{MsgHdr: dns.MsgHdr{RecursionDesired: true}}
+	query.SetEdns0(datagramSize, false)
+	req := &request{server: s, ctx: context.Background(), settings: settings, snapshot: s.Client.Snapshot(), query: query,
+		source: source, now: now, local: true, search: search}
+	name = strings.ToLower(name)
+	if b := settings.find(name); b == nil || b.log {
+		return nil
+	}
+	out := req.resolve(name, q.qtype)
+	if req.blocked || out.truncated || out.life < time.Second {
+		return nil
+	}
+	p, err := pack(out.message(name, q.qtype), out.life, epoch, now)
+	if err != nil {
+		return nil
+	}
+	p.search = req.searchable && !search
+	if len(r.answers) >= answersByReader {
+		clear(r.answers)
+	}
+	r.answers[string(r.key)] = p
+	return p
+}
+
+// searchKind says what the pod that asks has for a search path.
+type searchKind uint8
+
+const (
+	searchNone  searchKind = iota // none that begins with this namespace
+	searchPlain                   // what every pod of the namespace has
+	searchOwn                     // one with entries of its own
+)
+
+// searchesPlainly says whose search path applies to a name, if any does.
+func (s *Server) searchesPlainly(source netip.Addr, name string) searchKind {
+	settings := s.settings.Load()
+	b := settings.find(name)
+	if b == nil || b.kubernetes == nil {
+		return searchNone
+	}
+	_, namespace, ok := b.kubernetes.searched(name)
+	if !ok {
+		return searchNone
+	}
+	snapshot := s.Client.Snapshot()
+	pod := podAt(snapshot, source)
+	if _, ok := s.searches(snapshot, source, namespace, ""); !ok || pod == nil {
+		return searchNone
+	}
+	if c := pod.Spec.DNSConfig; c != nil && len(c.Searches) > 0 {
+		return searchOwn
+	}
+	return searchPlain
+}
+
+// later hands a datagram to a goroutine that may wait.
+func (r *reader) later(i int) {
+	s := r.server
+	q := new(dns.Msg)
+	if err := q.Unpack(r.batch.Data(i)); err != nil || q.Response {
+		return // nobody can be told
+	}
+	peer := *r.batch.Peer(i)
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		m := new(dns.Msg)
+		m.SetRcode(q, dns.RcodeServerFailure)
+		if out, err := m.Pack(); err == nil {
+			r.out[i] = out
+			r.batch.Reply(i, out)
+		}
+		return
+	}
+	s.waiting.Go(func() {
+		defer func() { <-s.slots }()
+		out, err := s.Answer(q, peer.Addr(), false).Pack()
+		if err == nil {
+			err = r.conn.WriteTo(out, &peer)
+		}
+		if err != nil {
+			s.Log.Debug("dns answer not sent", "error", err)
+		}
+	})
+}
+
+// ServeDNS answers one query over TCP; it implements dns.Handler.
 func (s *Server) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	m := s.Answer(q, w.RemoteAddr().Network() == "tcp")
-	if err := w.WriteMsg(m); err != nil {
+	var source netip.Addr
+	if at, ok := w.RemoteAddr().(*net.TCPAddr); ok {
+		source = at.AddrPort().Addr().Unmap()
+	}
+	s.slots <- struct{}{} // connections are bounded, so that what waits here is
+	defer func() { <-s.slots }()
+	if err := w.WriteMsg(s.Answer(q, source, true)); err != nil {
 		s.Log.Debug("dns answer not sent", "error", err)
 	}
 }
 
-// Answer makes the answer to one query.
-func (s *Server) Answer(q *dns.Msg, tcp bool) *dns.Msg {
+// Answer makes the answer to one query. source is the address of the client, whose search path may matter; the zero value is nobody's.
+func (s *Server) Answer(q *dns.Msg, source netip.Addr, tcp bool) *dns.Msg {
 	m := new(dns.Msg)
-	m.SetReply(q)
-	if len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery || q.Question[0].Qclass != dns.ClassINET {
-		m.Rcode = dns.RcodeNotImplemented
+	if opt := q.IsEdns0(); opt != nil && opt.Version() != 0 {
+		m.SetRcode(q, dns.RcodeBadVers)
+		m.SetEdns0(datagramSize, false)
 		return m
+	}
+	switch {
+	case q.Opcode != dns.OpcodeQuery:
+		return m.SetRcode(q, dns.RcodeNotImplemented)
+	case len(q.Question) != 1:
+		return m.SetRcode(q, dns.RcodeFormatError)
+	case q.Question[0].Qclass != dns.ClassINET || q.Question[0].Qtype == dns.TypeAXFR || q.Question[0].Qtype == dns.TypeIXFR:
+		return m.SetRcode(q, dns.RcodeRefused)
 	}
 	question := q.Question[0]
 	name := strings.ToLower(question.Name)
-	switch {
-	case dns.IsSubDomain(s.zone.domain, name):
-		s.reply(m, s.zone.ask(s.Client.Snapshot(), question.Name, question.Qtype))
-	case question.Qtype == dns.TypePTR:
-		a, ours := s.zone.reverse(s.Client.Snapshot(), question.Name)
-		if !ours {
-			m = s.forward(q, tcp)
-			break
-		}
-		s.reply(m, a)
-	default:
-		m = s.forward(q, tcp)
-	}
+	start := time.Now()
+	r := &request{server: s, ctx: s.exchanger.ctx, settings: s.settings.Load(), snapshot: s.Client.Snapshot(), query: q, source: source, tcp: tcp, now: start, search: true}
+	out := r.resolve(name, question.Qtype)
+	m = out.message(name, question.Qtype)
+	m.Id, m.RecursionDesired, m.CheckingDisabled = q.Id, q.RecursionDesired, q.CheckingDisabled
+	shuffle(m.Answer)
+	restore(m, name, question.Name)
 	fit(m, q, tcp)
+	if b := r.settings.find(name); b != nil && b.log {
+		s.Log.Info("dns", "client", source, "name", question.Name, "type", dns.Type(question.Qtype).String(), "rcode", dns.RcodeToString[m.Rcode],
+			"answers", len(m.Answer), "took", time.Since(start))
+	}
 	return m
 }
 
-// reply fills in an answer from the cluster's own zone.
-func (s *Server) reply(m *dns.Msg, a answer) {
-	m.Authoritative, m.RecursionAvailable = true, true
-	m.Answer, m.Extra = a.records, a.extra
-	// Callers take the first address: each gets another one first.
-	rand.Shuffle(len(m.Answer), func(i, j int) { m.Answer[i], m.Answer[j] = m.Answer[j], m.Answer[i] })
-	if len(m.Answer) == 0 {
-		m.Ns = []dns.RR{&dns.SOA{Hdr: dns.RR_Header{Name: s.zone.domain, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 5},
-			Ns: "ns.dns." + s.zone.domain, Mbox: "hostmaster." + s.zone.domain, Serial: 1,
-			Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: 5}}
-		if !a.exists {
-			m.Rcode = dns.RcodeNameError
+// shuffle puts another address first for each caller, if there are only addresses.
+func shuffle(answers []dns.RR) {
+	for _, rr := range answers {
+		if t := rr.Header().Rrtype; t != dns.TypeA && t != dns.TypeAAAA && t != dns.TypeSRV {
+			return
+		}
+	}
+	rand.Shuffle(len(answers), func(i, j int) { answers[i], answers[j] = answers[j], answers[i] })
+}
+
+// restore writes the name as the client did.
+func restore(m *dns.Msg, name, as string) {
+	if name == as {
+		return
+	}
+	m.Question[0].Name = as
+	for _, rr := range m.Answer {
+		if rr.Header().Name == name {
+			rr.Header().Name = as
 		}
 	}
 }
@@ -166,74 +408,35 @@ func fit(m, q *dns.Msg, tcp bool) {
 	size := dns.MinMsgSize
 	if opt := q.IsEdns0(); opt != nil {
 		size = max(int(opt.UDPSize()), dns.MinMsgSize)
-		if m.IsEdns0() == nil {
-			m.SetEdns0(1232, false)
-		}
+		m.SetEdns0(datagramSize, opt.Do())
 	}
 	if tcp {
 		size = dns.MaxMsgSize
 	}
 	m.Compress = true
+	cut := m.Truncated
 	m.Truncate(size)
+	m.Truncated = m.Truncated || cut
 }
 
-// forward asks the upstreams, or the cache of their answers.
-func (s *Server) forward(q *dns.Msg, tcp bool) *dns.Msg {
-	failed := func(code int) *dns.Msg {
-		m := new(dns.Msg)
-		m.SetRcode(q, code)
-		m.RecursionAvailable = true
-		return m
-	}
-	if len(s.Upstreams) == 0 {
-		return failed(dns.RcodeRefused)
-	}
-	if m := s.cache.get(q, time.Now()); m != nil {
-		return m
-	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		return failed(dns.RcodeServerFailure)
-	}
-	network := "udp"
-	if tcp {
-		network = "tcp"
-	}
-	c := dns.Client{Net: network, Timeout: forwardTimeout}
-	for _, upstream := range s.Upstreams {
-		m, _, err := c.Exchange(q.Copy(), upstream.String())
-		if err != nil {
-			s.Log.Debug("dns upstream failed", "upstream", upstream, "error", err)
-			continue
+// exchange asks the upstreams of a block and keeps what they say. Those who ask the same at the same time ask once. The answer is
+// the caller's.
+func (s *Server) exchange(ctx context.Context, b *block, f *forwarder, q *dns.Msg, tcp bool) (*dns.Msg, error) {
+	k := keyOf(b.zone, q)
+	flight := fmt.Sprint(k.zone, " ", k.name, " ", k.qtype, k.dnssec, tcp, q.CheckingDisabled)
+	got, err, shared := s.flights.Do(flight, func() (any, error) {
+		m, err := s.exchanger.ask(ctx, f, q, tcp)
+		if err == nil && !q.CheckingDisabled {
+			s.cache.put(b.zone, b.cache, q, m, time.Now())
 		}
-		m.Id = q.Id
-		s.cache.put(q, m, time.Now())
-		return m
-	}
-	return failed(dns.RcodeServerFailure)
-}
-
-// Upstreams reads the name servers of a resolv.conf, without those in except.
-func Upstreams(path string, except ...netip.Addr) ([]netip.AddrPort, error) {
-	config, err := dns.ClientConfigFromFile(path)
+		return m, err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+		return nil, err
 	}
-	var all []netip.AddrPort
-	for _, server := range config.Servers {
-		addr, err := netip.ParseAddr(server)
-		if err != nil {
-			continue
-		}
-		skip := false
-		for _, e := range except {
-			skip = skip || e == addr
-		}
-		if !skip {
-			all = append(all, netip.AddrPortFrom(addr, 53))
-		}
+	if m := got.(*dns.Msg); !shared {
+		return m, nil
+	} else {
+		return m.Copy(), nil
 	}
-	return all, nil
 }

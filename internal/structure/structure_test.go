@@ -27,7 +27,7 @@ apiserver:    api store client
 reconcile:    api store client
 controllers:  api store client reconcile
 scheduler:    api store client reconcile
-dns:          api store client reconcile
+dns:          api store client reconcile linux
 container:    linux
 volume:       api store client reconcile linux
 network:      api store client reconcile linux
