@@ -45,6 +45,8 @@ type Config struct {
 	RegistryMirrors []string
 	// LogDenied has the kernel log packets that network policies refuse, at most 10 a second for each reason.
 	LogDenied bool
+	// KubeletDir is where drivers of the real node look for what they expect of a kubelet (plugins_registry, plugins); below DataDir if empty.
+	KubeletDir string
 	// ShutdownGrace is how long the end of the real node's pods may take when the cluster is stopped, ShutdownGraceCritical the
 	// last part of it, which is for critical pods (kubelet's shutdownGracePeriod and shutdownGracePeriodCriticalPods). Zero: pods
 	// are not ended for good but start again with the cluster.
@@ -158,6 +160,9 @@ func (c *Config) Complete() error {
 		errs = append(errs, fmt.Errorf("data-dir: %w", err))
 	}
 	c.DataDir = abs
+	if c.KubeletDir == "" {
+		c.KubeletDir = filepath.Join(abs, "kubelet")
+	}
 	if c.Port < 1 || c.Port > 65535 {
 		errs = append(errs, fmt.Errorf("port: %d is not from 1 to 65535", c.Port))
 	}

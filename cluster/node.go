@@ -21,7 +21,9 @@ import (
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
 	"coracle.dev/coracle/node"
+	"coracle.dev/coracle/node/claims"
 	"coracle.dev/coracle/node/kubelet"
+	"coracle.dev/coracle/node/plugins"
 	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/volume"
@@ -93,7 +95,13 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 				Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID}})
 		},
 	})
+	claimer, err := claims.New(filepath.Join(c.cfg.DataDir, "claims"), c.store.Snapshot, claims.CDIDirs, c.log)
+	if err != nil {
+		return nil, "", err
+	}
+	registry := plugins.New(filepath.Join(c.cfg.KubeletDir, "plugins_registry"), map[string]plugins.Handler{plugins.DRA: claimer}, c.log)
 	agent = node.New(node.Config{
+		Claims:   claimer,
 		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: net,
 		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
 		Addresses: hosts, PodCIDRs: c.nodeBlocks(),
@@ -108,13 +116,15 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		Runtime: c.runtime, Volumes: volumes.Usages, RootDir: c.cfg.DataDir, ImageDir: c.cfg.DataDir, Log: c.log,
 	})
 	c.node.kubelet.Store(api)
+	stopPlugins := c.run("plugins", registry.Run)
 	stopVolumes := c.run("volumes", volumes.Run)
 	stopAgent := c.run("node", agent.Run)
 	stop := func(ctx context.Context) error {
 		if how := c.Asked(); !how.Keep && !how.Now {
 			agent.Shutdown(ctx)
 		}
-		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), api.Close())
+		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), stopPlugins(ctx), api.Close())
+		claimer.Close()
 		if !c.Asked().Keep {
 			grace := haltGrace
 			if c.Asked().Now {

@@ -219,6 +219,11 @@ func (a *Agent) clean(ctx context.Context, orphans []*found, keep func(types.UID
 		})
 	}
 	wait.Wait()
+	if a.cfg.Claims != nil {
+		if err := a.cfg.Claims.Orphans(ctx, keep); err != nil && ctx.Err() == nil {
+			a.cfg.Log.Warn("unprepare claims of orphaned pods", "err", err)
+		}
+	}
 	if gone, err := a.cfg.Volumes.Orphans(ctx, keep); err != nil {
 		a.cfg.Log.Warn("remove volumes of orphaned pods", "err", err)
 	} else if len(gone) > 0 {

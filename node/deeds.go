@@ -19,6 +19,7 @@ import (
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/linux/cgroup"
+	"coracle.dev/coracle/node/claims"
 	"coracle.dev/coracle/node/record"
 	"coracle.dev/coracle/volume"
 )
@@ -107,7 +108,18 @@ func (w *worker) prepare() {
 	pod := w.v.pod
 	w.deed(w.startCtx, prepareTimeout, func(ctx context.Context) func() {
 		mounts, err := w.a.cfg.Volumes.Prepare(ctx, pod)
+		var denied error
+		if err == nil && claims.Uses(pod) {
+			denied = w.a.prepareClaims(ctx, pod)
+		}
 		return func() {
+			if denied != nil {
+				w.v.volumes.failed(w.a.cfg.Now(), retryVolumesFirst, retryVolumesMost)
+				if w.startCtx.Err() == nil {
+					w.event(corev1.EventTypeWarning, eventFailedClaims, "Failed to prepare dynamic resources: "+denied.Error())
+				}
+				return
+			}
 			if err == nil {
 				w.mounts = mounts
 				w.v.volumes.succeeded()
@@ -397,7 +409,7 @@ func (w *worker) confirm(ctx context.Context, pod *corev1.Pod, st *corev1.PodSta
 // their logs and states until the pod is deleted.
 func (w *worker) tearDown(ctx context.Context) {
 	w.v.torn.state = busy
-	id, netns, host, uid := w.sandboxID, w.netns, w.v.pod.Spec.HostNetwork, w.uid
+	id, netns, host, uid, pod := w.sandboxID, w.netns, w.v.pod.Spec.HostNetwork, w.uid, w.v.pod
 	deleted := w.v.gone || w.v.pod.DeletionTimestamp != nil
 	w.deed(ctx, teardownTimeout, func(ctx context.Context) func() {
 		var err error
@@ -406,6 +418,9 @@ func (w *worker) tearDown(ctx context.Context) {
 		}
 		if err == nil && deleted && id != "" {
 			err = w.a.cfg.Runtime.RemoveSandbox(ctx, id)
+		}
+		if err == nil {
+			err = w.a.unprepareClaims(ctx, pod)
 		}
 		if err == nil {
 			err = w.a.cfg.Volumes.Unprepare(ctx, uid)

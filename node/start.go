@@ -16,6 +16,7 @@ import (
 
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/container/logfile"
+	"coracle.dev/coracle/node/claims"
 	"coracle.dev/coracle/node/record"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/volume"
@@ -207,6 +208,9 @@ func (j *startJob) create(ctx context.Context, image container.Image) (*instance
 	var cfg container.ContainerConfig
 	if err == nil {
 		cfg, err = l.config(ctx)
+	}
+	if err == nil && claims.Uses(j.pod) && a.cfg.Claims != nil {
+		err = a.cfg.Claims.Inject(j.pod, j.spec, &cfg)
 	}
 	if err != nil {
 		j.note(corev1.EventTypeWarning, eventFailed, "Error: "+err.Error())

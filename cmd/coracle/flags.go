@@ -41,6 +41,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
 	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.BoolVar(&cfg.LogDenied, "log-denied", false, "have the kernel log packets that network policies refuse, some a second for each reason (dmesg); how many there were is in /metrics either way")
+	f.StringVar(&cfg.KubeletDir, "kubelet-dir", "", `directory in which device and volume drivers look for a kubelet's plugins_registry, "/var/lib/kubelet" for most (default "kubelet" in the data directory)`)
 	f.DurationVar(&cfg.ShutdownGrace, "shutdown-grace-period", 0, "end the real node's pods for good when stopped, by priority and within this time, as kubelet's shutdownGracePeriod (default: they start again with the next up)")
 	f.DurationVar(&cfg.ShutdownGraceCritical, "shutdown-grace-period-critical-pods", 0, "the last part of that time, for critical pods alone")
 	f.StringVar(&cfg.LogLevel, "log-level", "info", "debug, info, warn or error")

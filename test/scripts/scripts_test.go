@@ -62,6 +62,7 @@ func TestScripts(t *testing.T) {
 			"registry":   serveRegistry,
 			"webhooks":   serveWebhooks,
 			"extension":  serveExtension,
+			"dradriver":  serveDriver,
 			"instance":   oneMore,
 			"expand":     expand,
 			"program":    program,
