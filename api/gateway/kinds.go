@@ -26,10 +26,42 @@ const Group = gatewayv1.GroupName
 
 // Kinds returns new descriptors of every kind of the group.
 func Kinds() []*api.Kind {
+	type (
+		common  = gatewayv1.CommonRouteSpec
+		visitor = func(*gatewayv1.BackendObjectReference)
+	)
 	return []*api.Kind{
-		gatewayClassKind(), gatewayKind(), listenerSetKind(),
-		httpRouteKind(), grpcRouteKind(), tlsRouteKind(), tcpRouteKind(), udpRouteKind(),
-		backendTLSPolicyKind(), referenceGrantKind(),
+		gatewayClassKind(),
+		index(gatewayKind(), map[string]func(api.Object) []string{
+			ByReference: api.Values(gatewayReferences),
+			ByClass:     api.Values(func(g *gatewayv1.Gateway) []string { return []string{string(g.Spec.GatewayClassName)} }),
+		}),
+		index(listenerSetKind(), map[string]func(api.Object) []string{
+			ByReference: api.Values(listenerSetReferences),
+			ByParent: api.Values(func(s *gatewayv1.ListenerSet) []string {
+				r := &s.Spec.ParentRef
+				return []string{Reference(or(r.Kind, "Gateway"), or(r.Namespace, s.Namespace), string(r.Name))}
+			}),
+		}),
+		index(httpRouteKind(), routeIndexes(func(r *gatewayv1.HTTPRoute) *common { return &r.Spec.CommonRouteSpec }, httpBackends)),
+		index(grpcRouteKind(), routeIndexes(func(r *gatewayv1.GRPCRoute) *common { return &r.Spec.CommonRouteSpec }, grpcBackends)),
+		index(tlsRouteKind(), routeIndexes(func(r *gatewayv1.TLSRoute) *common { return &r.Spec.CommonRouteSpec }, func(r *gatewayv1.TLSRoute, visit visitor) {
+			for i := range r.Spec.Rules {
+				plain(r.Spec.Rules[i].BackendRefs, visit)
+			}
+		})),
+		index(tcpRouteKind(), routeIndexes(func(r *gatewayv1.TCPRoute) *common { return &r.Spec.CommonRouteSpec }, func(r *gatewayv1.TCPRoute, visit visitor) {
+			for i := range r.Spec.Rules {
+				plain(r.Spec.Rules[i].BackendRefs, visit)
+			}
+		})),
+		index(udpRouteKind(), routeIndexes(func(r *gatewayv1.UDPRoute) *common { return &r.Spec.CommonRouteSpec }, func(r *gatewayv1.UDPRoute, visit visitor) {
+			for i := range r.Spec.Rules {
+				plain(r.Spec.Rules[i].BackendRefs, visit)
+			}
+		})),
+		index(backendTLSPolicyKind(), map[string]func(api.Object) []string{ByReference: api.Values(policyReferences)}),
+		referenceGrantKind(),
 	}
 }
 

@@ -43,11 +43,38 @@ func ingressKind() *api.Kind {
 		Desired:             func(o, p api.Object) bool { return changed(o.(ingress).Spec, p.(ingress).Spec) },
 		UnconditionalUpdate: true,
 		Columns:             ingressColumns(),
+		Indexes: map[string]func(api.Object) []string{
+			// By the services and secrets that it names: "Service/ns/name".
+			"reference": api.Values(ingressReferences),
+		},
 		Subresources: []api.Subresource{declare.Status(api.Strategy{
 			PrepareUpdate:  api.OnUpdate(func(i, old ingress) { i.Spec = old.Spec }),
 			ValidateUpdate: api.ChecksUpdate(ingressStatus),
 		})},
 	}
+}
+
+// ingressReferences are the services and secrets that an ingress names.
+func ingressReferences(i *networkingv1.Ingress) []string {
+	var out []string
+	service := func(b *networkingv1.IngressBackend) {
+		if b != nil && b.Service != nil {
+			out = append(out, "Service/"+i.Namespace+"/"+b.Service.Name)
+		}
+	}
+	service(i.Spec.DefaultBackend)
+	for r := range i.Spec.Rules {
+		if i.Spec.Rules[r].HTTP == nil {
+			continue
+		}
+		for p := range i.Spec.Rules[r].HTTP.Paths {
+			service(&i.Spec.Rules[r].HTTP.Paths[p].Backend)
+		}
+	}
+	for t := range i.Spec.TLS {
+		out = append(out, "Secret/"+i.Namespace+"/"+i.Spec.TLS[t].SecretName)
+	}
+	return out
 }
 
 // leniency is what an update may keep because the old object had it, from a

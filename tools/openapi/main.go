@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -27,6 +28,10 @@ import (
 	"k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+
+	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/builtin"
 	"coracle.dev/coracle/tools/openapi/definitions"
 )
@@ -45,7 +50,9 @@ func run(out string) error {
 	utilruntime.Must(scheme.AddToScheme(types))
 	utilruntime.Must(apiextensionsv1.AddToScheme(types))
 	utilruntime.Must(apiregistrationv1.AddToScheme(types))
-	groups := containers(builtin.Kinds(), types)
+	utilruntime.Must(gatewayv1.Install(types))
+	utilruntime.Must(gatewayv1beta1.Install(types))
+	groups := containers(documented(), types)
 	namer := openapi.NewDefinitionNamer(types)
 	info := &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: "v1.37.2"}}
 
@@ -99,6 +106,11 @@ func run(out string) error {
 		return err
 	}
 	return writeCompressed(filepath.Join(out, "v2.pb.gz"), binary)
+}
+
+// documented are the kinds whose types say that they want a document; those of policy.networking.k8s.io do not.
+func documented() []*api.Kind {
+	return slices.DeleteFunc(builtin.Kinds(), func(k *api.Kind) bool { return k.Group == "policy.networking.k8s.io" })
 }
 
 func writeCompressed(path string, data []byte) error {
