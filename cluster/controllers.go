@@ -28,6 +28,7 @@ import (
 	"coracle.dev/coracle/controllers/job"
 	"coracle.dev/coracle/controllers/namespace"
 	"coracle.dev/coracle/controllers/nodeipam"
+	"coracle.dev/coracle/controllers/nodejoin"
 	"coracle.dev/coracle/controllers/nodelifecycle"
 	"coracle.dev/coracle/controllers/podautoscaler"
 	"coracle.dev/coracle/controllers/podgc"
@@ -66,20 +67,37 @@ func (c *Cluster) startControllers(ctx context.Context) (func(context.Context) e
 	}
 	stopServices := func(context.Context) error { return nil }
 	if c.cfg.Nodes.Real {
-		if stopServices, err = c.addServices(); err != nil {
+		if stopServices, err = c.addNodeLoops(); err != nil {
 			return nil, "", err
 		}
 	}
-	if c.cfg.Nodes.Real {
-		c.engine.Add(overlay.Loop(c.networkPlan().overlayConfig(c.log)))
+	stopGateways, err := c.addGateways()
+	if err != nil {
+		return nil, "", err
+	}
+	stopServices = both(stopGateways, stopServices)
+	stopBalancers, err := c.addBalancers()
+	if err != nil {
+		return nil, "", err
 	}
 	stopEngine := c.run("controllers", c.engine.Run)
-	stop := func(ctx context.Context) error { return errors.Join(stopEngine(ctx), stopServices(ctx)) }
+	stop := func(ctx context.Context) error {
+		return errors.Join(stopEngine(ctx), stopServices(ctx), stopBalancers(ctx))
+	}
 	// What every cluster has is there before anything else starts that may need it.
 	if _, err := c.engine.Settle(ctx); err != nil {
 		return nil, "", errors.Join(err, stop(context.WithoutCancel(ctx)))
 	}
 	return stop, "", nil
+}
+
+// addNodeLoops gives the engine the loops of a node that runs containers, with a control plane beside it or not.
+func (c *Cluster) addNodeLoops() (stop func(context.Context) error, err error) {
+	if stop, err = c.addServices(); err != nil {
+		return nil, err
+	}
+	c.engine.Add(overlay.Loop(c.networkPlan().overlayConfig(c.log)))
+	return stop, nil
 }
 
 // host is the address at which pods reach the API.
@@ -121,6 +139,9 @@ func (c *Cluster) serverLoops(host netip.Addr) []reconcile.Loop {
 		Registry: c.registry, Serve: c.custom.Serve,
 		BuiltIn: func(resource string) bool { k := c.registry.ByName(resource); return k != nil && !custom.Is(k) },
 	})...)
+	if c.memory == nil {
+		loops = append(loops, nodejoin.Loop(c.joinableNetwork()))
+	}
 	return append(loops, bootstraptoken.Loops(c.newNodes(host))...)
 }
 

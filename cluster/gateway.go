@@ -1,0 +1,49 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	"coracle.dev/coracle/linux/link"
+	"coracle.dev/coracle/mesh/gateway"
+)
+
+// gatewayBlock is the length of the block at the end of the pod range (IPv4) from which gateways get their addresses. Nodes get their
+// blocks from the front: the two meet in a cluster of 255 nodes.
+const gatewayBlock = 24
+
+// addGateways gives the engine the loops of Gateway API and Ingress. On a machine that runs containers the proxy serves what they
+// make; elsewhere they only say that nobody does. stop ends what is served and takes the addresses back.
+func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
+	c.engine.Add(gateway.ClassLoop())
+	var cfg gateway.Config
+	stop = func(context.Context) error { return nil }
+	if c.cfg.Nodes.Real {
+		if cfg.Nodes, err = link.HostAddrs(c.serviceRanges()); err != nil {
+			return nil, err
+		}
+		cfg.Pool = lastBlock(c.podRange(), gatewayBlock)
+		cfg.Publisher = &gateway.Publisher{Claim: link.AddAddress, Release: link.RemoveAddress}
+		stop = func(context.Context) error { return cfg.Publisher.Close() }
+	}
+	c.engine.Add(gateway.Loop(cfg), gateway.IngressLoop(cfg))
+	return stop, nil
+}
+
+// lastBlock is the last block of that length in a range, not valid for what is not IPv4 or too small.
+func lastBlock(r netip.Prefix, bits int) netip.Prefix {
+	if !r.Addr().Is4() || r.Bits() >= bits {
+		return netip.Prefix{}
+	}
+	a := r.Masked().Addr().As4()
+	for bit := r.Bits(); bit < bits; bit++ {
+		a[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4(a), bits)
+}
+
+// both stops one thing after the other.
+func both(first, second func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error { return errors.Join(first(ctx), second(ctx)) }
+}
