@@ -62,6 +62,7 @@ type Cluster struct {
 	url      string
 	context  string
 	memory   *Memory // nil: it has a data directory and a port
+	agent    *agent  // nil: it has a control plane of its own
 	now      func() time.Time
 
 	// The parts, in the order in which they are made.
@@ -269,6 +270,9 @@ func (c *Cluster) Status() Status {
 		s.Parts = append(s.Parts, p)
 	}
 	c.measure(&s)
+	if c.agent != nil {
+		c.agentStatus(&s)
+	}
 	if c.store != nil {
 		snap := c.store.Snapshot()
 		s.Revision = int64(snap.Revision())

@@ -27,6 +27,8 @@ type Config struct {
 	Kubeconfig string
 	// Nodes says which nodes there are.
 	Nodes Nodes
+	// Join makes of this instance a node of a control plane elsewhere, without one of its own; nil for a cluster.
+	Join *Join
 	// NodeName of the real node; the host name if empty.
 	NodeName string
 	// PodCIDR and ServiceCIDR are the cluster's ranges. Empty: a pair that
@@ -175,9 +177,9 @@ func (c *Config) Complete() error {
 	if _, err := image.ParseMirrors(c.RegistryMirrors); err != nil {
 		errs = append(errs, fmt.Errorf("registry-mirror: %w", err))
 	}
-	errs = append(errs, c.completeStages())
+	errs = append(errs, c.completeStages(), c.Services.check())
 	errs = append(errs, c.Audit.complete(), c.Access.check())
-	errs = append(errs, c.checkShutdown())
+	errs = append(errs, c.checkShutdown(), c.Join.complete())
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:

@@ -53,14 +53,21 @@ func (c *Cluster) autoscaling() podautoscaler.Config {
 		Metrics: podautoscaler.Metrics{Registry: c.registry, Pods: c.metrics.Pods, Aggregated: c.aggregator.Delegate}}
 }
 
-// sample reads what the real node and its pods have used.
-func (c *Cluster) sample(context.Context) ([]metricsapi.NodeSample, error) {
+// sample reads what the real nodes and their pods have used, in this process and elsewhere.
+func (c *Cluster) sample(ctx context.Context) ([]metricsapi.NodeSample, error) {
+	far := c.farSamples(ctx)
+	own, err := c.ownSample()
+	return append(own, far...), err
+}
+
+// ownSample reads what the real node of this process and its pods have used.
+func (c *Cluster) ownSample() ([]metricsapi.NodeSample, error) {
 	api := c.node.kubelet.Load()
 	if api == nil {
 		return nil, nil
 	}
 	var labels map[string]string
-	if n, ok := client.Nodes.Get(c.store.Snapshot(), "", c.cfg.NodeName); ok {
+	if n, ok := client.Nodes.Get(c.client.Snapshot(), "", c.cfg.NodeName); ok {
 		labels = n.Labels
 	}
 	s, err := api.Sample(labels)

@@ -103,6 +103,9 @@ func removeNetwork(id identity) error {
 // nodeBlocks are the ranges that this node takes when it registers, so that its first pod need not wait for somebody to give it some: the
 // first blocks of the cluster's. It asks for none if another node has them.
 func (c *Cluster) nodeBlocks() []netip.Prefix {
+	if c.agent != nil {
+		return nil // two that join at once would take the same
+	}
 	var blocks []netip.Prefix
 	for _, r := range c.podRanges() {
 		blocks = append(blocks, netip.PrefixFrom(r.Addr(), nodeBlockBits(r)))

@@ -85,7 +85,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 	net := network.NewNode(c.pods, c.balancer)
 	volumes := volume.New(volume.Config{
 		Root: c.state.path("pods"), Client: c.client, NodeName: c.cfg.NodeName, Log: c.log,
-		Token: c.podToken, Certificate: c.podCertificate,
+		Token: c.tokenSource(), Certificate: c.podCertificate,
 		Wake: func(uid types.UID) { agent.WakeVolumes(uid) },
 		Image: func(ctx context.Context, p *corev1.Pod, v *corev1.Volume) (string, error) {
 			return agent.VolumeImage(ctx, p, v)
@@ -105,6 +105,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: net,
 		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
 		Addresses: hosts, PodCIDRs: c.nodeBlocks(),
+		Port:       c.nodePort(),
 		Shutdown:   node.ShutdownPeriods(c.cfg.ShutdownGrace, c.cfg.ShutdownGraceCritical),
 		OnPodCIDRs: c.pods.SetRanges,
 		MapPorts:   mapPorts(net),

@@ -49,6 +49,9 @@ func (c *Cluster) parts() []part {
 	if c.memory != nil {
 		return c.memoryParts()
 	}
+	if c.cfg.Join != nil {
+		return c.agentParts()
+	}
 	parts := []part{
 		{name: "state", start: c.startState},
 		{name: "store", start: c.startStore},
@@ -232,6 +235,7 @@ type localWriter interface {
 type nodeAPI struct {
 	kubelet   atomic.Pointer[kubelet.Server]
 	simulated atomic.Pointer[simulated.Agent]
+	far       farNodes
 }
 
 func (c *Cluster) nodes(name string) (http.Handler, error) {
@@ -243,7 +247,7 @@ func (c *Cluster) nodes(name string) (http.Handler, error) {
 			return api, nil
 		}
 	}
-	return nil, fmt.Errorf("node %s does not run containers in this process", name)
+	return c.farNode(name)
 }
 
 // makeAPI makes the API server and who reads and writes through it: clients within the process and the engine of the loops.

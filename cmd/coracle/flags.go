@@ -38,6 +38,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.BoolVar(&cfg.Overlay.Direct, "direct-routes", false, "reach pods of nodes in the same subnet without a tunnel")
 	f.IntVar(&cfg.Overlay.PodMTU, "pod-mtu", 0, "largest packet of pods, in bytes (default what a tunnel leaves of the node's)")
 	f.BoolVar(&cfg.Services.ExternalIPs, "service-external-ips", false, "follow spec.externalIPs of Services; whoever may write a Service can then take over traffic to any address (CVE-2020-8554)")
+	f.StringVar(&cfg.Services.LoadBalancerPool, "load-balancer-pool", "", "ranges that Services of type LoadBalancer get their addresses from, announced by ARP and NDP: 192.0.2.0/28,2001:db8::/124 (default they have the nodes' addresses)")
 	f.StringVar(&cfg.Domain, "cluster-domain", cluster.DefaultDomain, "DNS domain of the cluster")
 	f.StringSliceVar(&cfg.RegistryMirrors, "registry-mirror", nil, `pull images from here first: "HOST=URL" for one registry (docker.io=http://10.0.0.5:5000), "URL" for all; may be given again`)
 	f.BoolVar(&cfg.LogDenied, "log-denied", false, "have the kernel log packets that network policies refuse, some a second for each reason (dmesg); how many there were is in /metrics either way")
@@ -77,20 +78,11 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 // this order of weight: flag, environment (CORACLE_DATA_DIR for --data-dir), file,
 // default. An unknown key of the file is an error.
 func complete(f *pflag.FlagSet, cfg *cluster.Config) error {
-	said := map[string]bool{}
-	f.Visit(func(flag *pflag.Flag) { said[flag.Name] = true })
-	var err error
-	f.VisitAll(func(flag *pflag.Flag) {
-		if value := os.Getenv(envName(flag.Name)); value != "" && !said[flag.Name] && flag.Name != "help" && err == nil {
-			said[flag.Name] = true
-			if serr := f.Set(flag.Name, value); serr != nil {
-				err = fmt.Errorf("environment %s: %w", envName(flag.Name), serr)
-			}
-		}
-	})
-	if err != nil {
+	if err := fromEnvironment(f); err != nil {
 		return err
 	}
+	said := map[string]bool{}
+	f.Visit(func(flag *pflag.Flag) { said[flag.Name] = true })
 	if path, _ := f.GetString("config"); path != "" {
 		if err := readConfig(path, f, said); err != nil {
 			return err
@@ -104,6 +96,21 @@ func complete(f *pflag.FlagSet, cfg *cluster.Config) error {
 		return err
 	}
 	return cfg.Complete()
+}
+
+// fromEnvironment sets the flags that were not given and that the environment has.
+func fromEnvironment(f *pflag.FlagSet) error {
+	said := map[string]bool{}
+	f.Visit(func(flag *pflag.Flag) { said[flag.Name] = true })
+	var err error
+	f.VisitAll(func(flag *pflag.Flag) {
+		if value := os.Getenv(envName(flag.Name)); value != "" && !said[flag.Name] && flag.Name != "help" && err == nil {
+			if serr := f.Set(flag.Name, value); serr != nil {
+				err = fmt.Errorf("environment %s: %w", envName(flag.Name), serr)
+			}
+		}
+	})
+	return err
 }
 
 func readConfig(path string, f *pflag.FlagSet, said map[string]bool) error {

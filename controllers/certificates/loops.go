@@ -95,12 +95,16 @@ func approving(allowed func(client.User, string) bool) reconcile.Loop {
 			{Resource: client.CertificateRequests.Name},
 			{Resource: client.ClusterRoleBindings.Name, Keys: undecided},
 			{Resource: client.ClusterRoles.Name, Keys: undecided},
+			{Resource: client.Nodes.Name, Keys: addressed},
 		},
 		Outputs: output(client.CertificateRequests.Name, "approval", reconcile.Update),
 		Plan: func(s store.Snapshot, key reconcile.Key, _ time.Time) (reconcile.Plan, error) {
 			csr, ok := client.CertificateRequests.Get(s, "", key.Name)
 			if !ok || !awaitsApproval(csr) {
 				return reconcile.Plan{}, nil
+			}
+			if csr.Spec.SignerName == certificatesv1.KubeletServingSignerName {
+				return approveServing(s, csr)
 			}
 			request, err := certificates.ParseRequest(csr.Spec.Request)
 			if err != nil {
@@ -128,7 +132,8 @@ func approving(allowed func(client.User, string) bool) reconcile.Loop {
 }
 
 func awaitsApproval(csr *certificatesv1.CertificateSigningRequest) bool {
-	return csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName && len(csr.Status.Certificate) == 0 &&
+	ours := csr.Spec.SignerName == certificatesv1.KubeAPIServerClientKubeletSignerName || csr.Spec.SignerName == certificatesv1.KubeletServingSignerName
+	return ours && len(csr.Status.Certificate) == 0 &&
 		!has(csr, certificatesv1.CertificateApproved) && !has(csr, certificatesv1.CertificateDenied)
 }
 
