@@ -30,24 +30,30 @@ func newWhy() *cobra.Command {
 	var dir, output string
 	var most int
 	c := &cobra.Command{
-		Use:   "why pod/NAME",
-		Short: "Say why a pod is where it is, or why it is pending and what would have to change",
+		Use:   "why pod/NAME | namespace/NAME",
+		Short: "Say why a pod is where it is or pending, or what keeps a namespace from going away",
 		Long: `Say, node by node and rule by rule, why a pod is where it is, or why it is pending and what would have
 to change. It reads what the cluster has now, with your own rights, and applies the scheduler's rules to it; of a pod that
-has a node it says what each node would be worth if it were to be chosen now.`,
-		Example: "  coracle why pod/web-0 -n shop",
+has a node it says what each node would be worth if it were to be chosen now.
+
+Of a namespace that is being deleted it names the objects that are still there, and what holds each of them.`,
+		Example: "  coracle why pod/web-0 -n shop\n  coracle why namespace/shop",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if output != "" && output != "json" {
 				return fmt.Errorf(`output %q is not known: write "json" or leave it out`, output)
 			}
+			namespace, ofNamespace := namespaceName(args[0])
 			name, err := podName(args[0])
-			if err != nil {
+			if err != nil && !ofNamespace {
 				return err
 			}
 			admin := filepath.Join(dir, "admin.kubeconfig")
 			if _, err := os.Stat(admin); err == nil && (cmd.Flags().Changed("data-dir") || !namesConfig(os.Args)) {
 				flags.KubeConfig = &admin
+			}
+			if ofNamespace {
+				return whyNamespace(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), flags, namespace, output)
 			}
 			report, notes, err := why(cmd.Context(), flags, name)
 			if err != nil {
@@ -80,7 +86,7 @@ func podName(arg string) (string, error) {
 	case name != "" && slices.Contains([]string{"pod", "pods", "po"}, strings.ToLower(kind)):
 		return name, nil
 	}
-	return "", fmt.Errorf("%q is not a pod: write pod/NAME", arg)
+	return "", fmt.Errorf("%q is neither a pod nor a namespace: write pod/NAME or namespace/NAME", arg)
 }
 
 // whyTimeout bounds the reading of everything that the rules look at.
@@ -143,6 +149,10 @@ func read(ctx context.Context, set kubernetes.Interface, namespace string) (*sch
 		{client.VolumeAttachments.Name, false, as(set.StorageV1().VolumeAttachments().List)},
 		{"csidrivers.storage.k8s.io", false, as(set.StorageV1().CSIDrivers().List)},
 		{"csistoragecapacities.storage.k8s.io", false, as(set.StorageV1().CSIStorageCapacities("").List)},
+		{client.ResourceClaims.Name, false, as(set.ResourceV1().ResourceClaims("").List)},
+		{client.ResourceSlices.Name, false, as(set.ResourceV1().ResourceSlices().List)},
+		{client.DeviceClasses.Name, false, as(set.ResourceV1().DeviceClasses().List)},
+		{client.DeviceTaintRules.Name, false, as(set.ResourceV1().DeviceTaintRules().List)},
 		{client.Services.Name, false, as(set.CoreV1().Services(namespace).List)},
 		{client.ReplicationControllers.Name, false, as(set.CoreV1().ReplicationControllers(namespace).List)},
 		{client.ReplicaSets.Name, false, as(set.AppsV1().ReplicaSets(namespace).List)},
