@@ -4,16 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"coracle.dev/coracle/linux/announce"
+	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network/balance"
 	"coracle.dev/coracle/network/service"
 )
 
-// addServices makes the table that Services are balanced by, and gives the engine the loop that keeps it. stop closes what the
+// addServices makes the table that Services are balanced by, and gives the engine the loops that keep it and that answer for the
+// addresses of load balancers. stop closes what the
 // loop has open; the rules stay until the network goes.
 func (c *Cluster) addServices() (stop func(context.Context) error, err error) {
 	if c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), c.podRanges(), c.serviceRanges()); err != nil {
@@ -23,7 +27,9 @@ func (c *Cluster) addServices() (stop func(context.Context) error, err error) {
 	c.engine.Add(service.Loop(c.balancer, health, service.Options{
 		NodeName: c.cfg.NodeName, Served: c.serviceIPs(dnsIndex), ExternalIPs: c.cfg.Services.ExternalIPs,
 	}))
-	return health.Close, nil
+	announcer := &announcing{log: c.log}
+	c.engine.Add(balance.AnnounceLoop(balance.Config{Bears: bears}, c.cfg.NodeName, announcer))
+	return func(ctx context.Context) error { return errors.Join(health.Close(ctx), announcer.close()) }, nil
 }
 
 // leave waits until Services send nobody to a deleted pod any more.
@@ -53,36 +59,50 @@ func (s Services) check() error {
 	return nil
 }
 
-// balancing says which addresses load balancers have. Simulated nodes bear none.
-func (c *Cluster) balancing() (balance.Config, error) {
-	pool, err := balance.ParsePool(c.cfg.Services.LoadBalancerPool)
-	if err != nil {
-		return balance.Config{}, fmt.Errorf("load-balancer-pool: %w", err)
-	}
-	return balance.Config{Pool: pool, Bears: func(n *corev1.Node) bool { return n.Labels[simulatedKey] == "" }}, nil
-}
-
-// addBalancers gives the engine the loops of load balancers. Without a real node there is nobody who could bear the nodes' addresses;
-// those of a pool are given all the same, so that who watches for them can be tried.
+// addBalancers gives the engine the controller of load balancers. Without a real node there is nobody who could bear the nodes'
+// addresses; those of a pool are given all the same, so that who watches for them can be tried.
 func (c *Cluster) addBalancers() (stop func(context.Context) error, err error) {
 	stop = func(context.Context) error { return nil }
-	cfg, err := c.balancing()
-	if err != nil || !c.cfg.Nodes.Real && len(cfg.Pool) == 0 {
+	pool, err := balance.ParsePool(c.cfg.Services.LoadBalancerPool)
+	if err != nil || !c.cfg.Nodes.Real && len(pool) == 0 {
 		return stop, err
 	}
-	c.engine.Add(balance.Loop(cfg))
-	if !c.cfg.Nodes.Real || len(cfg.Pool) == 0 {
-		return stop, nil
+	c.engine.Add(balance.Loop(balance.Config{Pool: pool, Bears: bears}))
+	return stop, nil
+}
+
+// bears tells whether a node may answer for addresses: simulated ones do not.
+func bears(n *corev1.Node) bool { return n.Labels[simulatedKey] == "" }
+
+// announcing answers for the addresses of load balancers at this node's link, once there are any. It is used by one loop.
+type announcing struct {
+	log  *slog.Logger
+	open *announce.Announcer
+	told bool // that it cannot be done
+}
+
+// Set implements balance.Announcing. A machine without a link of Ethernet has nobody to announce to.
+func (a *announcing) Set(addrs []netip.Addr) error {
+	if a.open == nil {
+		if len(addrs) == 0 || a.told {
+			return nil
+		}
+		host, err := link.HostAddr()
+		if err == nil {
+			a.open, err = announce.Open(host, a.log)
+		}
+		if err != nil {
+			a.told = true
+			a.log.Warn("addresses of load balancers are not announced", "error", err)
+			return nil
+		}
 	}
-	host, err := c.host()
-	if err != nil {
-		return stop, err
+	return a.open.Set(addrs)
+}
+
+func (a *announcing) close() error {
+	if a.open == nil {
+		return nil
 	}
-	announcer, err := announce.Open(host, c.log)
-	if err != nil {
-		c.log.Warn("addresses of load balancers are not announced", "error", err)
-		return stop, nil
-	}
-	c.engine.Add(balance.AnnounceLoop(cfg, c.cfg.NodeName, announcer))
-	return func(context.Context) error { return announcer.Close() }, nil
+	return a.open.Close()
 }

@@ -328,28 +328,35 @@ func mix(x uint64) uint64 {
 	return x ^ x>>33
 }
 
-// Announced are the addresses that a node answers for, of all Services.
+// Announced are the addresses that a node answers for, of all Services: those of which it is the bearer, and that no node has by itself.
 func (c Config) Announced(s store.Snapshot, node string) map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
-	if len(c.Pool) == 0 {
-		return out
-	}
 	var all []string
 	for svc := range client.Services.List(s, "") {
 		if !ours(svc) || len(svc.Status.LoadBalancer.Ingress) == 0 {
 			continue
 		}
+		local := svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 		nodes := all
-		if nodes == nil || svc.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		if local || nodes == nil {
 			nodes = c.bearers(s, svc)
 		}
-		if svc.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
+		if !local {
 			all = nodes
 		}
 		for i := range svc.Status.LoadBalancer.Ingress {
-			a, err := netip.ParseAddr(svc.Status.LoadBalancer.Ingress[i].IP)
-			if err == nil && Bearer(a, nodes) == node && slices.ContainsFunc(c.Pool, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			if a, err := netip.ParseAddr(svc.Status.LoadBalancer.Ingress[i].IP); err == nil && Bearer(a, nodes) == node {
 				out[a] = true
+			}
+		}
+	}
+	if len(out) == 0 {
+		return out
+	}
+	for n := range client.Nodes.List(s, "") {
+		for _, a := range n.Status.Addresses {
+			if ip, err := netip.ParseAddr(a.Address); err == nil {
+				delete(out, ip)
 			}
 		}
 	}
