@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"coracle.dev/coracle/linux/link"
+	"coracle.dev/coracle/linux/namespace"
 	"coracle.dev/coracle/linux/nft/filter"
 	"coracle.dev/coracle/network"
 	"coracle.dev/coracle/network/networktest"
@@ -139,15 +141,15 @@ func (l *lab) namespace(name string, labels map[string]string) {
 }
 
 // pod starts a pod, as the node does: verdicts, then the link, then what listens, then the status.
-func (l *lab) pod(namespace, name string, labels map[string]string, ports ...corev1.ContainerPort) *member {
+func (l *lab) pod(space, name string, labels map[string]string, ports ...corev1.ContainerPort) *member {
 	l.t.Helper()
-	id := namespace + "/" + name
+	id := space + "/" + name
 	m := &member{pod: &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels, UID: types.UID(id)},
+		ObjectMeta: metav1.ObjectMeta{Namespace: space, Name: name, Labels: labels, UID: types.UID(id)},
 		Spec:       corev1.PodSpec{NodeName: labNode, Containers: []corev1.Container{{Name: "c", Ports: ports}}}}}
 	l.put("pods", m.pod)
 	t := l.t.(*testing.T)
-	m.path = networktest.Namespace(t, "coracle-pol-"+namespace+"-"+name)
+	m.path = pinned(t)
 	l.pods.BeforeUp(func(_ context.Context, sandbox string, addrs []netip.Addr) error {
 		if sandbox != id {
 			return nil
@@ -174,6 +176,22 @@ func (l *lab) pod(namespace, name string, labels map[string]string, ports ...cor
 	l.members[id] = m
 	l.order = append(l.order, id)
 	return m
+}
+
+// pinned makes a network namespace for the test.
+func pinned(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := namespace.Pin(dir, []namespace.Type{namespace.Net}, nil); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, string(namespace.Net))
+	t.Cleanup(func() {
+		if err := namespace.Unpin(path); err != nil {
+			t.Error(err)
+		}
+	})
+	return path
 }
 
 // settled waits until the kernel has all that is in the store.

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -92,7 +94,8 @@ type Flow struct {
 
 // Change is one transaction: all of it happens at once, or nothing.
 type Change struct {
-	// Replace drops everything that was there before, whoever made it; no packet meets a state in between.
+	// Replace drops everything that was there before, whoever made it. No packet meets a state in between: what an address is
+	// bound to changes from the old chain to the new one in one look-up.
 	Replace        bool
 	AddRefusals    []Refusal
 	RemoveRefusals []string
@@ -120,7 +123,9 @@ type Table struct {
 	bindings map[place]string
 	bound    map[netip.Addr]int // how many bindings each address has
 	ids      uint32
-	fixed    map[string]*nftables.Set // the sets that are always there
+	// epoch is in the names of chains and refusals: those of an earlier start stand beside ours until nobody is bound to them.
+	epoch int
+	fixed map[string]*nftables.Set // the sets that are always there
 }
 
 type place struct {
@@ -185,12 +190,12 @@ func (f *Table) Commit(c *Change) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	var old *inventory
 	if c.Replace {
-		f.conn.AddTable(f.table) // so that the deletion finds one
-		f.conn.DelTable(f.table)
-		f.conn.AddTable(f.table)
-		f.forget()
-		f.skeleton()
+		var err error
+		if old, err = f.replace(); err != nil {
+			return err
+		}
 	}
 	for _, r := range c.AddRefusals {
 		f.addRefusal(r)
@@ -204,6 +209,9 @@ func (f *Table) Commit(c *Change) error {
 		if chain.changed {
 			f.writeRules(name, chain)
 		}
+	}
+	if old != nil {
+		f.unbind(old)
 	}
 	f.bind(c.Bindings)
 	f.machine(c.AddMachine, f.conn.SetAddElements)
@@ -219,6 +227,10 @@ func (f *Table) Commit(c *Change) error {
 	}
 	if err := f.conn.Flush(); err != nil {
 		return fmt.Errorf("nftables: change table %s: %w", f.table.Name, err)
+	}
+	if old != nil {
+		// Not in the same transaction: a packet that is in an old chain at that moment is to find in it what was there.
+		return f.clean(old)
 	}
 	return nil
 }
@@ -237,11 +249,19 @@ func (f *Table) Counts() (map[string]Count, error) {
 	counts := map[string]Count{}
 	for _, o := range objects {
 		if c, ok := o.(*nftables.CounterObj); ok {
-			counts[c.Name] = Count{c.Packets, c.Bytes}
+			if name, ok := strings.CutSuffix(c.Name, f.suffix()); ok {
+				counts[name] = Count{c.Packets, c.Bytes}
+			}
 		}
 	}
 	return counts, nil
 }
+
+// suffix is what is behind the names of this start's chains and refusals in the kernel.
+func (f *Table) suffix() string { return "_" + strconv.Itoa(f.epoch) }
+
+// in is the name of a chain or refusal in the kernel.
+func (f *Table) in(name string) string { return name + f.suffix() }
 
 func (f *Table) nextID() uint32 {
 	f.ids++
@@ -269,7 +289,7 @@ func (f *Table) changeChain(c *ChainChange) {
 	if chain == nil {
 		chain = &chainState{v6: c.IPv6, hook: c.Hook, changed: true}
 		f.chains[c.Name] = chain
-		f.conn.AddChain(&nftables.Chain{Name: c.Name, Table: f.table})
+		f.conn.AddChain(&nftables.Chain{Name: f.in(c.Name), Table: f.table})
 	}
 	if chain.refuse != c.Default {
 		chain.refuse, chain.changed = c.Default, true
@@ -277,11 +297,11 @@ func (f *Table) changeChain(c *ChainChange) {
 	var del, add [setCount][]nftables.SetElement
 	for i := range c.Delete {
 		e := &c.Delete[i]
-		del[e.Set] = append(del[e.Set], e.element())
+		del[e.Set] = append(del[e.Set], f.element(e))
 	}
 	for i := range c.Add {
 		e := &c.Add[i]
-		add[e.Set] = append(add[e.Set], e.element())
+		add[e.Set] = append(add[e.Set], f.element(e))
 	}
 	for kind := range setCount {
 		had := chain.counts[kind]
@@ -303,7 +323,7 @@ func (f *Table) removeChain(name string) {
 	if chain == nil {
 		return
 	}
-	at := &nftables.Chain{Name: name, Table: f.table}
+	at := &nftables.Chain{Name: f.in(name), Table: f.table}
 	f.conn.FlushChain(at)
 	for _, set := range chain.sets {
 		if set != nil {
@@ -315,16 +335,21 @@ func (f *Table) removeChain(name string) {
 }
 
 func (f *Table) addRefusal(r Refusal) {
+	r.Name = f.in(r.Name)
 	f.conn.AddObj(&nftables.CounterObj{Table: f.table, Name: r.Name})
 	chain := f.conn.AddChain(&nftables.Chain{Name: r.Name, Table: f.table})
 	f.rules(chain, refusalRules(r, f.log))
 }
 
 func (f *Table) removeRefusal(name string) {
-	chain := &nftables.Chain{Name: name, Table: f.table}
+	f.dropRefusal(f.in(name))
+}
+
+func (f *Table) dropRefusal(inKernel string) {
+	chain := &nftables.Chain{Name: inKernel, Table: f.table}
 	f.conn.FlushChain(chain)
 	f.conn.DelChain(chain)
-	f.conn.DeleteObject(&nftables.CounterObj{Table: f.table, Name: name})
+	f.conn.DeleteObject(&nftables.CounterObj{Table: f.table, Name: inKernel})
 }
 
 // bind changes who is asked about which address.
@@ -342,12 +367,12 @@ func (f *Table) bind(bindings []Binding) {
 		set := f.fixed[hookMap(b.Hook, b.Addr.Is6())]
 		key := b.Addr.AsSlice()
 		if old != "" {
-			must(f.conn.SetDeleteElements(set, []nftables.SetElement{{Key: key, VerdictData: jump(old)}}))
+			must(f.conn.SetDeleteElements(set, []nftables.SetElement{{Key: key, VerdictData: jump(f.in(old))}}))
 			delete(f.bindings, place)
 			f.bound[b.Addr]--
 		}
 		if b.Chain != "" {
-			must(f.conn.SetAddElements(set, []nftables.SetElement{{Key: key, VerdictData: jump(b.Chain)}}))
+			must(f.conn.SetAddElements(set, []nftables.SetElement{{Key: key, VerdictData: jump(f.in(b.Chain))}}))
 			f.bindings[place] = b.Chain
 			f.bound[b.Addr]++
 		}

@@ -18,10 +18,10 @@ func jump(chain string) *expr.Verdict {
 }
 
 // element is e as the kernel holds it. Where e is deleted, the answer is ignored.
-func (e *Element) element() nftables.SetElement {
+func (f *Table) element(e *Element) nftables.SetElement {
 	out := nftables.SetElement{VerdictData: &expr.Verdict{Kind: expr.VerdictReturn}}
 	if e.Refusal != "" {
-		out.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: e.Refusal}
+		out.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: f.in(e.Refusal)}
 	}
 	switch e.Set {
 	case Exact:
@@ -60,7 +60,7 @@ func addressType(v6 bool) nftables.SetDatatype {
 // newMap makes one of a chain's maps.
 func (f *Table) newMap(chain string, kind Set, v6 bool) *nftables.Set {
 	set := &nftables.Set{Table: f.table, ID: f.nextID(), IsMap: true, DataType: nftables.TypeVerdict,
-		Name: chain + [...]string{"-exact", "-spans", "-peers", "-netspans", "-nets", "-ports"}[kind]}
+		Name: f.in(chain) + [...]string{"_exact", "_spans", "_peers", "_netspans", "_nets", "_ports"}[kind]}
 	addr := addressType(v6)
 	switch kind {
 	case Peers:
@@ -78,11 +78,20 @@ func (f *Table) newMap(chain string, kind Set, v6 bool) *nftables.Set {
 	return set
 }
 
-// fixedSet makes one of the sets that are always there.
-func (f *Table) fixedSet(set *nftables.Set) {
-	set.Table, set.ID = f.table, f.nextID()
-	must(f.conn.AddSet(set, nil))
-	f.fixed[set.Name] = set
+// fixedSets are the sets of a family that are always there.
+func fixedSets(v6 bool) []*nftables.Set {
+	n, addr := family(v6), addressType(v6)
+	sets := []*nftables.Set{
+		{Name: "self" + n, Concatenation: true, KeyType: nftables.MustConcatSetType(addr, addr)},
+		{Name: "guarded" + n, KeyType: addr},
+		{Name: "machine" + n, KeyType: addr},
+		{Name: "cut" + n, Concatenation: true, HasTimeout: true, Timeout: cutTime,
+			KeyType: nftables.MustConcatSetType(addr, addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)},
+	}
+	for _, hook := range []Hook{Egress, Ingress, Near} {
+		sets = append(sets, &nftables.Set{Name: hookMap(hook, v6), IsMap: true, KeyType: addr, DataType: nftables.TypeVerdict})
+	}
+	return sets
 }
 
 // Registers: 16 of four bytes from reg1 on.
@@ -169,6 +178,7 @@ func notOpening() []expr.Any {
 
 // skeleton adds to the transaction what is always there: the hooks, and the maps from addresses to their chains.
 func (f *Table) skeleton() {
+	f.conn.AddChain(&nftables.Chain{Name: layout, Table: f.table})
 	base := func(name string, hook *nftables.ChainHook) *nftables.Chain {
 		return f.conn.AddChain(&nftables.Chain{Name: name, Table: f.table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
 	}
@@ -182,15 +192,12 @@ func (f *Table) skeleton() {
 }
 
 func (f *Table) familySkeleton(v6 bool, forward, input *nftables.Chain) {
-	n, addr := family(v6), addressType(v6)
-	for _, hook := range []Hook{Egress, Ingress, Near} {
-		f.fixedSet(&nftables.Set{Name: hookMap(hook, v6), IsMap: true, KeyType: addr, DataType: nftables.TypeVerdict})
+	n := family(v6)
+	for _, set := range fixedSets(v6) {
+		set.Table, set.ID = f.table, f.nextID()
+		must(f.conn.AddSet(set, nil))
+		f.fixed[set.Name] = set
 	}
-	f.fixedSet(&nftables.Set{Name: "self" + n, Concatenation: true, KeyType: nftables.MustConcatSetType(addr, addr)})
-	f.fixedSet(&nftables.Set{Name: "guarded" + n, KeyType: addr})
-	f.fixedSet(&nftables.Set{Name: "machine" + n, KeyType: addr})
-	f.fixedSet(&nftables.Set{Name: "cut" + n, Concatenation: true, HasTimeout: true, Timeout: cutTime,
-		KeyType: nftables.MustConcatSetType(addr, addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)})
 	chain := func(name string) *nftables.Chain {
 		return f.conn.AddChain(&nftables.Chain{Name: name + n, Table: f.table})
 	}
@@ -217,7 +224,7 @@ func (f *Table) familySkeleton(v6 bool, forward, input *nftables.Chain) {
 
 // writeRules makes a chain's rules anew: a question to each map in which there is something, then the default.
 func (f *Table) writeRules(name string, c *chainState) {
-	chain := &nftables.Chain{Name: name, Table: f.table}
+	chain := &nftables.Chain{Name: f.in(name), Table: f.table}
 	f.conn.FlushChain(chain)
 	peer, next := address(c.v6, c.hook == Ingress, 0)
 	for kind := range setCount {
@@ -244,7 +251,7 @@ func (f *Table) writeRules(name string, c *chainState) {
 		f.rules(chain, [][]expr.Any{exprs})
 	}
 	if c.refuse != "" {
-		f.rules(chain, [][]expr.Any{{verdict(expr.VerdictGoto, c.refuse)}})
+		f.rules(chain, [][]expr.Any{{verdict(expr.VerdictGoto, f.in(c.refuse))}})
 	}
 	c.changed = false
 }
