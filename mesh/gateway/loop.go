@@ -60,6 +60,14 @@ func Loop(c Config) reconcile.Loop {
 			}
 			return c.Publisher.set(f.owner, f.rev, f.part)
 		},
+		Failed: func(s store.Snapshot, key reconcile.Key, now time.Time, err error) reconcile.Plan {
+			if key.Resource != aboutGateway {
+				return reconcile.Plan{}
+			}
+			plan := c.planGateway(view{s, now}, key, err)
+			plan.Effect = nil
+			return plan
+		},
 		Inputs: []reconcile.Input{
 			{Resource: client.GatewayClasses.Name, Keys: ofClass},
 			{Resource: client.Gateways.Name, Keys: ofGateway},
@@ -89,7 +97,7 @@ func (c *Config) plan(s store.Snapshot, key reconcile.Key, now time.Time) (recon
 	v := view{s, now}
 	switch key.Resource {
 	case aboutGateway:
-		return c.planGateway(v, key), nil
+		return c.planGateway(v, key, nil), nil
 	case aboutService:
 		return planService(v, key), nil
 	case aboutPolicy:
@@ -117,7 +125,8 @@ func status(resource string, o api.Object) reconcile.Write {
 	return reconcile.Write{Verb: reconcile.Update, Resource: resource, Subresource: "status", Object: o}
 }
 
-func (c *Config) planGateway(v view, key reconcile.Key) reconcile.Plan {
+// planGateway works out a gateway. failed is why it could not be served as it was worked out before.
+func (c *Config) planGateway(v view, key reconcile.Key, failed error) reconcile.Plan {
 	out := &effect{rev: v.Revision(), owner: "gateway/" + key.Namespace + "/" + key.Name}
 	plan := reconcile.Plan{Effect: out}
 	g, ok := v.ours(key.Namespace, key.Name)
@@ -133,6 +142,9 @@ func (c *Config) planGateway(v view, key reconcile.Key) reconcile.Plan {
 		if out.part != nil {
 			out.part.addresses = slices.DeleteFunc(slices.Clone(at.addresses), func(a netip.Addr) bool { return slices.Contains(c.Nodes, a) })
 		}
+	}
+	if bad == nil {
+		bad = failed
 	}
 	if g := m.gatewayStatus(at, bad); g != nil {
 		plan.Writes = append(plan.Writes, status(client.Gateways.Name, g))

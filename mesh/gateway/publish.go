@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -14,8 +16,8 @@ import (
 
 // Publisher puts the parts of the table together and hands each new one to whoever serves it. Safe for concurrent use.
 type Publisher struct {
-	// Serve takes the next table. It is called with each one, in order.
-	Serve func(*table.Table)
+	// Serve takes the next table. It is called with each one, in order, and says which listeners could not be opened, by their ids.
+	Serve func(*table.Table) map[string]error
 	// Claim and Release give this machine an address and take it back; nil does nothing.
 	Claim, Release func(netip.Addr) error
 
@@ -76,7 +78,8 @@ func (p *Publisher) set(owner string, rev store.Revision, next *part) error {
 			e.RemoveBackends = append(e.RemoveBackends, id)
 		}
 	}
-	if err := p.serve(e); err != nil {
+	failed, err := p.serve(e)
+	if err != nil {
 		return err
 	}
 	if next == nil {
@@ -91,7 +94,13 @@ func (p *Publisher) set(owner string, rev store.Revision, next *part) error {
 			}
 		}
 	}
-	return nil
+	var errs []error
+	for _, l := range after.listeners {
+		if err := failed[l.ID]; err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", l.Address, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // same tells whether two backends can be told apart by nobody.
@@ -128,20 +137,21 @@ func (p *Publisher) endpoints(service string, rev store.Revision, of map[portKey
 	if len(e.Backends) == 0 {
 		return nil
 	}
-	return p.serve(e)
+	_, err := p.serve(e)
+	return err
 }
 
 // serve makes the next table. mu is held.
-func (p *Publisher) serve(e table.Edit) error {
+func (p *Publisher) serve(e table.Edit) (failed map[string]error, err error) {
 	next, err := p.now.With(e)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p.now = next
 	if p.Serve != nil {
-		p.Serve(next)
+		failed = p.Serve(next)
 	}
-	return nil
+	return failed, nil
 }
 
 // Close takes back every address that was claimed.

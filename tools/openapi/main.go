@@ -53,7 +53,7 @@ func run(out string) error {
 	utilruntime.Must(gatewayv1.Install(types))
 	utilruntime.Must(gatewayv1beta1.Install(types))
 	groups := containers(documented(), types)
-	namer := openapi.NewDefinitionNamer(types)
+	nameOf := definitionNames(types)
 	info := &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: "v1.37.2"}}
 
 	if err := os.RemoveAll(out); err != nil {
@@ -68,7 +68,7 @@ func run(out string) error {
 	for _, name := range names {
 		all = append(all, groups[name])
 		doc, err := builder3.BuildOpenAPISpecFromRoutes([]common.RouteContainer{groups[name]}, &common.OpenAPIV3Config{
-			Info: info, GetDefinitions: definitions.GetOpenAPIDefinitions, GetDefinitionName: namer.GetDefinitionName,
+			Info: info, GetDefinitions: definitions.GetOpenAPIDefinitions, GetDefinitionName: nameOf,
 			GetOperationIDAndTagsFromRoute: operationID,
 			DefaultSecurity:                []map[string][]string{{"BearerToken": {}}},
 		})
@@ -85,7 +85,7 @@ func run(out string) error {
 	}
 	doc, err := builder.BuildOpenAPISpecFromRoutes(all, &common.Config{
 		ProtocolList: []string{"https"}, Info: info, GetDefinitions: definitions.GetOpenAPIDefinitions,
-		GetDefinitionName: namer.GetDefinitionName, GetOperationIDAndTagsFromRoute: operationID,
+		GetDefinitionName: nameOf, GetOperationIDAndTagsFromRoute: operationID,
 	})
 	if err != nil {
 		return err
@@ -106,6 +106,27 @@ func run(out string) error {
 		return err
 	}
 	return writeCompressed(filepath.Join(out, "v2.pb.gz"), binary)
+}
+
+// definitionNames names the definitions of types. Those that are not of Kubernetes' own packages have the paths of their packages
+// as names, which get the form that Kubernetes' have.
+func definitionNames(types *runtime.Scheme) func(string) (string, spec.Extensions) {
+	namer := openapi.NewDefinitionNamer(types)
+	foreign := map[string][]any{}
+	for gvk, t := range types.AllKnownTypes() {
+		name := t.PkgPath() + "." + t.Name()
+		foreign[name] = append(foreign[name], map[string]any{"group": gvk.Group, "version": gvk.Version, "kind": gvk.Kind})
+	}
+	return func(name string) (string, spec.Extensions) {
+		if !strings.HasPrefix(name, "sigs.k8s.io/") {
+			return namer.GetDefinitionName(name)
+		}
+		friendly := "io.k8s.sigs." + strings.ReplaceAll(strings.TrimPrefix(name, "sigs.k8s.io/"), "/", ".")
+		if gvks := foreign[name]; gvks != nil {
+			return friendly, spec.Extensions{"x-kubernetes-group-version-kind": gvks}
+		}
+		return friendly, nil
+	}
 }
 
 // documented are the kinds whose types say that they want a document; those of policy.networking.k8s.io do not.
