@@ -3,19 +3,17 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net/http"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,8 +21,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/clientcmd"
-	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/client/remote"
@@ -132,119 +128,85 @@ func CAHash(ca []byte) (string, error) {
 	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }
 
-// pinned checks that the pin, if there is one, is that of one of the authorities in PEM.
+// pinned checks that the pin, if there is one, is that of an authority in PEM.
 func pinned(ca []byte, pin string) error {
 	if pin == "" {
 		return nil
 	}
-	want, err := parseCAHash(pin)
-	if err != nil {
-		return err
+	have, err := CAHash(ca)
+	if err == nil && have != strings.ToLower(pin) {
+		err = errOtherAuthority
 	}
-	for rest := ca; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return errors.New("the control plane's certificate authority is not the one of --ca-hash: this is another cluster, or somebody is between")
-		}
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil {
-			if sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo); bytes.Equal(sum[:], want) {
-				return nil
-			}
-		}
-	}
+	return err
 }
 
-// discover learns the control plane's authority: from a server that nobody vouches for yet, believed because the pin
-// fits and because only who knows the token can have signed it
-// (https://kubernetes.io/docs/reference/setup-tools/kubeadm/kubeadm-join/#token-based-discovery-with-ca-pinning).
+var errOtherAuthority = errors.New("the control plane's certificate authority is not the one of --ca-hash: this is another cluster, or somebody is between")
+
+// discover learns the control plane's authority, in PEM. Nobody vouches for it but the pin: the server shows it beside its own
+// certificate, and nothing, the token least of all, is sent before it was found to be the right one.
 func discover(ctx context.Context, j *Join) ([]byte, error) {
 	if j.Token == "" || j.CAHash == "" {
 		return nil, errors.New("joining needs --token and --ca-hash: `coracle token create --print-join-command` on the control plane prints them")
 	}
-	info, err := readClusterInfo(ctx, j.Server)
+	server, err := url.Parse(j.Server)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("server: %w", err)
 	}
-	text := info.Data[bootstrapapi.KubeConfigKey]
-	if err := verifySignature(info, text, j.Token); err != nil {
-		return nil, err
+	address := server.Host
+	if server.Port() == "" {
+		address = net.JoinHostPort(server.Hostname(), "443")
 	}
-	config, err := clientcmd.Load([]byte(text))
-	if err != nil {
-		return nil, fmt.Errorf("cluster-info: %w", err)
-	}
-	for _, cluster := range config.Clusters {
-		if ca := cluster.CertificateAuthorityData; len(ca) > 0 {
-			return ca, pinned(ca, j.CAHash)
-		}
-	}
-	return nil, errors.New("cluster-info names no certificate authority")
-}
-
-// readClusterInfo asks, as a stranger and of a stranger, for what is signed.
-func readClusterInfo(ctx context.Context, server string) (*corev1.ConfigMap, error) {
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, DisableKeepAlives: true}
-	web := &http.Client{Transport: transport, Timeout: 20 * time.Second}
-	url := server + "/api/v1/namespaces/" + metav1.NamespacePublic + "/configmaps/" + bootstrapapi.ConfigMapClusterInfo
 	for wait := 200 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		info, err := fetchConfigMap(ctx, web, url)
-		if err == nil {
-			return info, nil
+		ca, err := handshake(ctx, address, j.CAHash)
+		if err == nil || errors.Is(err, errOtherAuthority) {
+			return ca, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the control plane at %s cannot be reached: %w", server, err)
+			return nil, fmt.Errorf("the control plane at %s cannot be reached: %w", j.Server, err)
 		case <-time.After(wait):
 		}
 	}
 }
 
-func fetchConfigMap(ctx context.Context, web *http.Client, url string) (*corev1.ConfigMap, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// handshake connects, and returns the authority that the pin is of if the server's certificate is by it and for the API.
+func handshake(ctx context.Context, address, pin string) ([]byte, error) {
+	var found []byte
+	verify := func(state tls.ConnectionState) error {
+		var err error
+		found, err = pinnedAuthority(state.PeerCertificates, pin)
+		return err
+	}
+	dialer := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second},
+		// What the library would verify is not known yet: VerifyConnection does it.
+		Config: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, ServerName: apiServerName, VerifyConnection: verify}}
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	conn, err := dialer.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := web.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	cm := &corev1.ConfigMap{}
-	return cm, json.Unmarshal(data, cm)
+	return found, conn.Close()
 }
 
-// verifySignature checks the signature that was made with the token: a compact JWS without its content (RFC 7515,
-// appendix F), HS256.
-func verifySignature(info *corev1.ConfigMap, content, token string) error {
-	id, secret, _ := strings.Cut(token, ".")
-	signature, ok := info.Data[bootstrapapi.JWSSignatureKeyPrefix+id]
-	if !ok {
-		return fmt.Errorf("the token with the ID %q is not known to the control plane, or has expired: make another with `coracle token create`", id)
+// pinnedAuthority finds the authority among the certificates that a server showed, the first of which is its own.
+func pinnedAuthority(shown []*x509.Certificate, pin string) ([]byte, error) {
+	want, err := parseCAHash(pin)
+	if err != nil {
+		return nil, err
 	}
-	parts := strings.Split(signature, "..")
-	if len(parts) != 2 {
-		return errors.New("the signature of cluster-info cannot be read")
+	for _, ca := range shown[min(1, len(shown)):] {
+		if sum := sha256.Sum256(ca.RawSubjectPublicKeyInfo); !bytes.Equal(sum[:], want) {
+			continue
+		}
+		roots := x509.NewCertPool()
+		roots.AddCert(ca)
+		if _, err := shown[0].Verify(x509.VerifyOptions{DNSName: apiServerName, Roots: roots}); err != nil {
+			return nil, fmt.Errorf("the server's certificate: %w", err)
+		}
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw}), nil
 	}
-	header, err := base64.RawURLEncoding.DecodeString(parts[0])
-	var alg struct {
-		Alg string `json:"alg"`
-	}
-	if err != nil || json.Unmarshal(header, &alg) != nil || alg.Alg != "HS256" {
-		return errors.New("the signature of cluster-info is not of a known form")
-	}
-	mac := hmac.New(sha256.New, []byte(secret))
-	mac.Write([]byte(parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(content))))
-	if got, err := base64.RawURLEncoding.DecodeString(parts[1]); err != nil || !hmac.Equal(mac.Sum(nil), got) {
-		return errors.New("what the server says of the cluster is not signed with this token: the token is wrong, or somebody is between")
-	}
-	return nil
+	return nil, errOtherAuthority
 }
 
 // firstCertificate asks for the node's certificate with the bootstrap token.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -426,7 +427,8 @@ func (c *Cluster) serving(host netip.Addr) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	return tls.X509KeyPair(cert, key)
+	// The authority is shown too: who joins knows only its hash.
+	return tls.X509KeyPair(append(bytes.Clone(cert), c.keys.caPEM...), key)
 }
 
 // quiet takes the HTTP server's own complaints, which are about clients, at a low level.
