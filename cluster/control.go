@@ -81,6 +81,7 @@ func (c *Cluster) serveControl() (stop func(), err error) {
 	mux.HandleFunc("GET /images", c.listImages)
 	mux.HandleFunc("DELETE /images", c.removeImage)
 	mux.HandleFunc("POST /images/pull", c.pullImage)
+	c.serveCNI(mux)
 	// Profiles are for whoever may read the data directory: curl --unix-socket control.sock http://coracle/debug/pprof/profile
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -15,6 +15,7 @@ import (
 	"coracle.dev/coracle/container"
 	"coracle.dev/coracle/linux/nft/filter"
 	"coracle.dev/coracle/network"
+	"coracle.dev/coracle/network/cni"
 	"coracle.dev/coracle/network/policy"
 	"coracle.dev/coracle/node/record"
 )
@@ -40,6 +41,9 @@ func guard(cfg policy.Config, runtime container.Runtime, pods *network.Pods) (*p
 		return nil, err
 	}
 	pods.BeforeUp(func(_ context.Context, sandbox string, addrs []netip.Addr) error {
+		if cni.Foreign(sandbox) {
+			return nil // a container of another runtime is no pod of the cluster's, and no policy selects it
+		}
 		p, err := podOf(cfg.Client, runtime, sandbox)
 		if err != nil {
 			return err

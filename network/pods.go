@@ -2,8 +2,6 @@ package network
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -74,6 +72,8 @@ type addresses struct {
 // ErrNoAddress says that every address of the node's range is in use.
 var ErrNoAddress = errors.New("no free address in the node's pod range")
 
+var errNoRange = errors.New("the node has no pod range yet")
+
 // NewPods takes over the pods of this instance that are connected already.
 // instance is a short hexadecimal name that tells the links of two instances on one
 // machine apart.
@@ -89,12 +89,7 @@ func NewPods(instance string, mtu int) (*Pods, error) {
 	return p, nil
 }
 
-func linkPrefix(instance string) string {
-	if len(instance) > 4 {
-		instance = instance[:4]
-	}
-	return "co" + instance
-}
+func linkPrefix(instance string) string { return link.InstancePrefix(instance) }
 
 // SetRanges sets the node's ranges (Node.spec.podCIDRs). Addresses in use outside
 // of them stay with their pods.
@@ -114,6 +109,22 @@ func (p *Pods) SetRanges(ranges []netip.Prefix) {
 		}
 		p.ranges = append(p.ranges, a)
 	}
+	for sandbox, addrs := range p.bySand {
+		p.bySand[sandbox] = inOrder(addrs, ranges)
+	}
+}
+
+// inOrder sorts addresses that were read back as their ranges are: that of the preferred family comes first.
+func inOrder(addrs []netip.Addr, ranges []netip.Prefix) []netip.Addr {
+	place := func(a netip.Addr) int {
+		if i := slices.IndexFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }); i >= 0 {
+			return i
+		}
+		return len(ranges)
+	}
+	addrs = slices.Clone(addrs)
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return place(a) - place(b) })
+	return addrs
 }
 
 // first is the lowest address that pods get: the network's own and the one after it,
@@ -143,6 +154,11 @@ func (a *addresses) take(sandbox string) (netip.Addr, error) {
 // the addresses. A sandbox that is connected already keeps what it has. On failure nothing
 // is left.
 func (p *Pods) Attach(ctx context.Context, sandboxID, netnsPath, hostname string) ([]netip.Addr, error) {
+	return p.AttachAs(ctx, sandboxID, netnsPath, hostname, "eth0")
+}
+
+// AttachAs is Attach with a name for the link inside of the sandbox.
+func (p *Pods) AttachAs(ctx context.Context, sandboxID, netnsPath, hostname, ifName string) ([]netip.Addr, error) {
 	addrs, fresh, err := p.reserve(sandboxID)
 	if err != nil || !fresh {
 		return addrs, err
@@ -153,7 +169,7 @@ func (p *Pods) Attach(ctx context.Context, sandboxID, netnsPath, hostname string
 		}
 	}
 	if err == nil {
-		err = link.Create(link.Pair{Host: p.linkName(sandboxID), Inside: "eth0", Alias: sandboxID,
+		err = link.Create(link.Pair{Host: p.linkName(sandboxID), Inside: ifName, Alias: sandboxID,
 			NetNS: netnsPath, Addrs: addrs, MTU: p.mtu})
 	}
 	if err != nil {
@@ -188,7 +204,7 @@ func (p *Pods) reserve(sandbox string) (addrs []netip.Addr, fresh bool, err erro
 		return have, false, nil
 	}
 	if len(p.ranges) == 0 {
-		return nil, false, errors.New("the node has no pod range yet")
+		return nil, false, errNoRange
 	}
 	for _, r := range p.ranges {
 		addr, err := r.take(sandbox)
@@ -236,9 +252,31 @@ func (p *Pods) Sandboxes() []string {
 
 // linkName derives the host end's name from the sandbox, so that it can be found
 // without a record.
-func (p *Pods) linkName(sandbox string) string {
-	sum := sha256.Sum256([]byte(sandbox))
-	return p.prefix + hex.EncodeToString(sum[:])[:15-len(p.prefix)]
+func (p *Pods) linkName(sandbox string) string { return link.HostName(p.prefix, sandbox) }
+
+// Ready says why no sandbox can be connected: there is no range yet, or one of them has no address left.
+func (p *Pods) Ready() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.ranges) == 0 {
+		return errNoRange
+	}
+	for _, r := range p.ranges {
+		if !r.free() {
+			return fmt.Errorf("%w %s", ErrNoAddress, r.prefix)
+		}
+	}
+	return nil
+}
+
+// free tells whether there is an address left.
+func (a *addresses) free() bool {
+	spare := 2 // the network's and the gateway's
+	if a.prefix.Addr().Is4() {
+		spare++ // that for broadcasts
+	}
+	bits := a.prefix.Addr().BitLen() - a.prefix.Bits()
+	return bits > 30 || len(a.used) < 1<<bits-spare
 }
 
 // RemoveAll removes every link of an instance, whatever state it was left in.

@@ -1,6 +1,8 @@
 package link
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -18,6 +20,20 @@ var (
 	Gateway4 = netip.MustParseAddr("169.254.1.1")
 	Gateway6 = netip.MustParseAddr("fe80::c0:ac1e")
 )
+
+// InstancePrefix begins the names of the host ends of an instance's pairs. id is hexadecimal.
+func InstancePrefix(id string) string {
+	if len(id) > 4 {
+		id = id[:4]
+	}
+	return "co" + id
+}
+
+// HostName derives the name of a host end from what it is for, so that it can be found without a record.
+func HostName(prefix, alias string) string {
+	sum := sha256.Sum256([]byte(alias))
+	return prefix + hex.EncodeToString(sum[:])[:15-len(prefix)]
+}
 
 // Pair describes a veth pair between the host and another network namespace.
 type Pair struct {
