@@ -95,7 +95,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 				Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID}})
 		},
 	})
-	claimer, err := claims.New(filepath.Join(c.cfg.DataDir, "claims"), c.store.Snapshot, claims.CDIDirs, c.log)
+	claimer, err := claims.New(filepath.Join(c.cfg.DataDir, "claims"), c.client.Snapshot, claims.CDIDirs, c.log)
 	if err != nil {
 		return nil, "", err
 	}
