@@ -372,7 +372,7 @@ func TestFirstConnect(t *testing.T) {
 	}
 }
 
-// firstPacket starts a pod that sends from before its link is there until some packets have left.
+// firstPacket starts a pod that sends from before its link is there until it is up, and some more.
 func (l *lab) firstPacket(name string, to netip.Addr) {
 	dir := l.t.(*testing.T).TempDir()
 	if err := namespace.Pin(dir, []namespace.Type{namespace.Net}, nil); err != nil {
@@ -385,6 +385,7 @@ func (l *lab) firstPacket(name string, to netip.Addr) {
 		}
 	}()
 	var sender sync.WaitGroup
+	up := make(chan struct{})
 	sender.Go(func() {
 		err := namespace.Do(func() error {
 			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -392,22 +393,26 @@ func (l *lab) firstPacket(name string, to netip.Addr) {
 				return err
 			}
 			defer unix.Close(fd)
-			for sent, end := 0, time.Now().Add(patience); sent < 5 && time.Now().Before(end); {
-				if unix.Sendto(fd, []byte("!"), 0, sockaddr(to, 9999)) == nil { // until there is a link: network is unreachable
-					sent++
+			for {
+				_ = unix.Sendto(fd, []byte("!"), 0, sockaddr(to, 9999)) // until there is a link: network is unreachable
+				select {
+				case <-up:
+					return unix.Sendto(fd, []byte("!"), 0, sockaddr(to, 9999))
+				default:
 				}
 			}
-			return nil
 		}, path)
 		if err != nil {
 			l.t.Error(err)
 		}
 	})
 	ctx := context.Background()
-	if _, err := l.pods.Attach(ctx, name, path, name); err != nil {
+	_, err := l.pods.Attach(ctx, name, path, name)
+	close(up)
+	sender.Wait()
+	if err != nil {
 		l.t.Fatal(err)
 	}
-	sender.Wait()
 	if err := l.pods.Detach(ctx, name, path); err != nil {
 		l.t.Fatal(err)
 	}
