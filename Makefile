@@ -4,6 +4,7 @@
 # make test-scripts  only the scenarios that drive the real binary (root)
 # make bench      the table of docs/results/bench.md (root, long)
 # make conformance  Kubernetes' own suite against a cluster of its own (root, long): FOCUS, SKIP, PARALLEL choose
+# make gateway-conformance  the Gateway API's suite, likewise (root, half an hour): GATEWAY="-test NAME" chooses
 # make crash      the store's crash test, 1,000 rounds (long)
 
 GO       ?= go
@@ -14,7 +15,7 @@ LDFLAGS  := -s -w -X coracle.dev/coracle/internal/version.Coracle=$(VERSION) \
 	-X k8s.io/component-base/version.gitMinor=37 -X k8s.io/client-go/pkg/version.gitVersion=$(K8S)
 SHIM_SRC := $(shell find cmd/coracle-shim linux container -name '*.go' -not -name '*_test.go' 2>/dev/null)
 
-.PHONY: build shim check test test-race test-scripts bench conformance crash clean generate
+.PHONY: build shim check test test-race test-scripts bench conformance gateway-conformance crash clean generate
 
 build: shim
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/coracle ./cmd/coracle
@@ -48,6 +49,9 @@ PARALLEL ?= 2
 
 conformance: build
 	cd test/conformance && $(GO) run ./run -focus '$(FOCUS)' -skip '$(SKIP)' -parallel $(PARALLEL) $(CONFORMANCE)
+
+gateway-conformance: build
+	cd test/gateway && $(GO) run ./run $(GATEWAY)
 
 crash:
 	CORACLE_CRASH_ROUNDS=1000 $(GO) test -count=1 -timeout 60m -v ./store/pebble/crash
