@@ -15,6 +15,7 @@ func (s *Server) plugins(rights *escalation) admission.Chain {
 		admission.BuiltIn(s.cfg.Store),
 		admission.Chain{admission.NodeRestriction(s.authz)},
 		admission.Certificates(rights.access()),
+		admission.Chain{admission.ResourceClaims(s.authz)},
 		s.cfg.Admission,
 		s.policies.Plugins(),
 		admission.Chain{s.webhooks.Mutating(), s.webhooks.Validating()},

@@ -334,7 +334,7 @@ func (s *Scheduler) writeClaim(ctx context.Context, pod *corev1.Pod, claim *reso
 			c.Status.Allocation = result.DeepCopy()
 		}
 		if c.Status.Allocation.AllocationTimestamp == nil {
-			now := metav1.NewTime(s.Now())
+			now := metav1.NewTime(s.Now().Truncate(time.Second)) // as it is read again
 			c.Status.Allocation.AllocationTimestamp = &now
 		}
 		c.Status.ReservedFor = append(c.Status.ReservedFor, resourcev1.ResourceClaimConsumerReference{Resource: "pods", Name: pod.Name, UID: pod.UID})
