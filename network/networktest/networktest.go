@@ -3,6 +3,7 @@
 package networktest
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"testing"
@@ -57,5 +58,38 @@ func Inside(t *testing.T, path string, f func()) {
 	}()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Space is a network namespace without a name. It goes with the last that holds it open.
+type Space struct{ ns netns.NsHandle }
+
+// Unnamed makes a network namespace without a name, which the caller closes.
+func Unnamed(t *testing.T) *Space {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	old, err := netns.Get()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	ns, err := netns.New()
+	if err != nil {
+		t.Fatalf("make network namespace: %v", err)
+	}
+	if err := netns.Set(old); err != nil {
+		t.Fatal(err)
+	}
+	return &Space{ns}
+}
+
+// Path holds the namespace open while the process runs.
+func (s *Space) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(s.ns)) }
+
+// Close lets go of the namespace. Closing it again does nothing.
+func (s *Space) Close() {
+	if s.ns.IsOpen() {
+		s.ns.Close()
 	}
 }
