@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,9 @@ import (
 
 // forever is the life of what holds until the epoch changes.
 const forever = time.Duration(1<<63 - 1)
+
+// walkTimeout bounds the walk of a search path, below the five seconds after which clients ask again.
+const walkTimeout = 2 * time.Second
 
 // maxChase is how many aliases are followed.
 const maxChase = 8
@@ -34,6 +38,7 @@ type request struct {
 	// search says that a search path may be walked for the client; searchable then that the name is of the form for it.
 	search     bool
 	searchable bool
+	walking    bool
 }
 
 // outcome is the answer to a question.
@@ -65,16 +70,29 @@ func (r *request) resolve(name string, qtype uint16) outcome {
 	if !ok {
 		return out
 	}
+	// The client would ask all of this itself: it must not wait longer for it than it would for one of its own queries, and goes on
+	// by itself where this gives up.
+	ctx, cancel := context.WithTimeout(r.ctx, walkTimeout)
+	defer cancel()
+	r.ctx, r.walking = ctx, true
 	for _, path := range paths {
 		next := relative + "." + path
 		if path == "." {
+			if !strings.Contains(relative, ".") {
+				break // names of one label are nobody's outside
+			}
 			next = relative + "."
 		}
 		found := r.ask(next, qtype, 0)
 		if r.blocked {
 			return found
 		}
+		if found.rcode == dns.RcodeServerFailure {
+			out.life = 0
+			return out // nobody knows
+		}
 		if found.rcode != dns.RcodeSuccess {
+			out.life = min(out.life, max(found.life, time.Second))
 			continue
 		}
 		// What follows the alias holds no longer than it does, and the other way round.
@@ -230,6 +248,9 @@ func (r *request) forward(b *block, f *forwarder, name string, qtype uint16) out
 	}
 	if len(f.upstreams) == 0 {
 		return outcome{rcode: dns.RcodeRefused}
+	}
+	if r.walking && !slices.ContainsFunc(f.upstreams, func(u *upstream) bool { return !u.down() }) {
+		return outcome{rcode: dns.RcodeServerFailure}
 	}
 	m, err := r.server.exchange(r.ctx, b, f, q, r.tcp)
 	if err == nil {

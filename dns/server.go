@@ -424,19 +424,21 @@ func fit(m, q *dns.Msg, tcp bool) {
 func (s *Server) exchange(ctx context.Context, b *block, f *forwarder, q *dns.Msg, tcp bool) (*dns.Msg, error) {
 	k := keyOf(b.zone, q)
 	flight := fmt.Sprint(k.zone, " ", k.name, " ", k.qtype, k.dnssec, tcp, q.CheckingDisabled)
-	got, err, shared := s.flights.Do(flight, func() (any, error) {
-		m, err := s.exchanger.ask(ctx, f, q, tcp)
+	// It goes on for those who wait longer, and for the cache, when one of them has given up; it has a time-out of its own.
+	results := s.flights.DoChan(flight, func() (any, error) {
+		m, err := s.exchanger.ask(s.exchanger.ctx, f, q, tcp)
 		if err == nil && !q.CheckingDisabled {
 			s.cache.put(b.zone, b.cache, q, m, time.Now())
 		}
 		return m, err
 	})
-	if err != nil {
-		return nil, err
-	}
-	if m := got.(*dns.Msg); !shared {
-		return m, nil
-	} else {
-		return m.Copy(), nil
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case got := <-results:
+		if got.Err != nil {
+			return nil, got.Err
+		}
+		return got.Val.(*dns.Msg).Copy(), nil
 	}
 }

@@ -48,6 +48,6 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(newUp(), newDown(), newStatus(), newReset(), newVersion(), newKubectl(),
-		newImage(), newFix(), newWhy(), newServer(), newAgent(), newToken(), newCNI())
+		newImage(), newFix(), newWhy(), newPolicy(), newServer(), newAgent(), newToken(), newCNI())
 	return root
 }

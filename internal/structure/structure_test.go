@@ -35,7 +35,7 @@ mesh:         api store client reconcile linux
 node:         api store client reconcile linux container volume network
 cluster:      api store client apiserver reconcile controllers scheduler dns container linux volume network mesh node
 clustertest:  api store client apiserver reconcile controllers scheduler dns mesh node cluster
-cmd:          api client scheduler cluster container linux
+cmd:          api client store scheduler cluster container linux network
 test:         *
 tools:        *
 examples:     clustertest
