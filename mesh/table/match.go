@@ -27,10 +27,10 @@ type VirtualHost struct {
 	// Hostnames: "a.example.com", "*.example.com" or "*".
 	Hostnames []string
 
-	routes  []compiled
-	exact   map[string][]int32
-	tree    node
-	scan    []int32
+	routes []compiled
+	exact  map[string][]int32
+	tree   node
+	scan   []int32
 }
 
 // compiled is a route with its expressions.
@@ -98,7 +98,9 @@ func (v *VirtualHost) place(i int32, p PathMatch) {
 	}
 }
 
-func whole(expression string) (*regexp.Regexp, error) { return regexp.Compile("^(?:" + expression + ")$") }
+func whole(expression string) (*regexp.Regexp, error) {
+	return regexp.Compile("^(?:" + expression + ")$")
+}
 
 func compile(r *Route) (c compiled, err error) {
 	c.route = r

@@ -86,6 +86,8 @@ type Listener struct {
 	ID string
 	// Address and port to bind. An unspecified address is all addresses. Port 0 lets the kernel choose (tests).
 	Address netip.AddrPort
+	// Port is what clients know, for redirects; that of Address if 0.
+	Port uint16
 	// Network is TCP or UDP.
 	Network Network
 	// Transparent takes connections that were meant for other addresses (tproxy): the chain is chosen by that original destination.
