@@ -18,6 +18,7 @@ import (
 	"coracle.dev/coracle/controllers/customresource"
 	"coracle.dev/coracle/controllers/daemonset"
 	"coracle.dev/coracle/controllers/deployment"
+	"coracle.dev/coracle/controllers/devicetaint"
 	"coracle.dev/coracle/controllers/disruption"
 	"coracle.dev/coracle/controllers/endpoints"
 	"coracle.dev/coracle/controllers/endpointslice"
@@ -174,6 +175,7 @@ func (c *Cluster) managerLoops() []reconcile.Loop {
 		accounttoken.Loop(c.accountTokens()),
 		cronjob.Loop(),
 		resourceclaim.Loop(),
+		devicetaint.Loop(),
 		resourcequota.Loop(c.registry),
 		podautoscaler.Loop(c.autoscaling()),
 	},

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	resourcev1 "k8s.io/api/resource/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -23,7 +24,7 @@ const adminLabel = "resource.kubernetes.io/admin-access"
 // ResourceClaims rules who may ask for administrator's access to devices, give devices to claims, and speak of their state
 // (KEP-5018, KEP-4817 and the granular authorization of a claim's status). It stands for what upstream checks in its storage.
 func ResourceClaims(authorizer authz.Authorizer) Plugin {
-	return Plugin{Name: "ResourceClaims", Validate: func(ctx context.Context, r *Request) error {
+	return Plugin{Name: "ResourceClaims", Mutate: dateTaints, Validate: func(ctx context.Context, r *Request) error {
 		if r.Local || r.Kind.Group != resourcev1.GroupName || r.Object == nil {
 			return nil
 		}
@@ -48,6 +49,30 @@ func ResourceClaims(authorizer authz.Authorizer) Plugin {
 		}
 		return apierrors.NewInvalid(schema.GroupKind{Group: resourcev1.GroupName, Kind: r.Kind.Kind}, r.displayName(), errs)
 	}}
+}
+
+// dateTaints says since when devices are tainted, where that is not said.
+func dateTaints(_ context.Context, r *Request) error {
+	if r.Kind.Group != resourcev1.GroupName || r.Subresource != "" {
+		return nil
+	}
+	now := metav1.NewTime(r.Now.Truncate(time.Second))
+	date := func(t *resourcev1.DeviceTaint) {
+		if t.TimeAdded == nil {
+			t.TimeAdded = now.DeepCopy()
+		}
+	}
+	switch o := r.Object.(type) {
+	case *resourcev1.DeviceTaintRule:
+		date(&o.Spec.Taint)
+	case *resourcev1.ResourceSlice:
+		for i := range o.Spec.Devices {
+			for k := range o.Spec.Devices[i].Taints {
+				date(&o.Spec.Devices[i].Taints[k])
+			}
+		}
+	}
+	return nil
 }
 
 // adminSpec refuses requests for administrator's access outside of namespaces that are labelled for it.
