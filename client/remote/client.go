@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/api"
@@ -186,6 +187,13 @@ func (c *Client) Update(ctx context.Context, resource string, obj api.Object, op
 		c.refresh(ctx, key)
 	case apierrors.IsNotFound(err):
 		c.mirror.forget(key)
+	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err):
+		// The server judges an update before it compares revisions: what was refused may only have been old.
+		c.refresh(ctx, key)
+		if now := c.mirror.current(key); now != nil && obj.GetResourceVersion() != "" && revisionOf(now) > revisionOf(obj) {
+			err = apierrors.NewConflict(schema.ParseGroupResource(resource), obj.GetName(),
+				errors.New("the object has been modified; please apply your changes to the latest version and try again"))
+		}
 	}
 	return out, err
 }
