@@ -4,14 +4,36 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/mesh/gateway"
+	"coracle.dev/coracle/mesh/proxy"
+	"coracle.dev/coracle/mesh/table"
 )
 
 // gatewayBlock is the length of the block at the end of the pod range (IPv4) from which gateways get their addresses. Nodes get their
 // blocks from the front: the two meet in a cluster of 255 nodes.
 const gatewayBlock = 24
+
+// gatewayDrain is how long requests may go on when the cluster stops.
+const gatewayDrain = 5 * time.Second
+
+// failures sorts by their ids the listeners that could not be opened.
+func failures(err error) map[string]error {
+	all, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	out := map[string]error{}
+	for _, e := range all.Unwrap() {
+		var l *proxy.ListenError
+		if errors.As(e, &l) {
+			out[l.ID] = l.Err
+		}
+	}
+	return out
+}
 
 // addGateways gives the engine the loops of Gateway API and Ingress. On a machine that runs containers the proxy serves what they
 // make; elsewhere they only say that nobody does. stop ends what is served and takes the addresses back.
@@ -24,8 +46,16 @@ func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
 			return nil, err
 		}
 		cfg.Pool = lastBlock(c.podRange(), gatewayBlock)
-		cfg.Publisher = &gateway.Publisher{Claim: link.AddAddress, Release: link.RemoveAddress}
-		stop = func(context.Context) error { return cfg.Publisher.Close() }
+		p := proxy.New(proxy.Config{Log: c.log})
+		serve := func(t *table.Table) map[string]error { return failures(p.Apply(t)) }
+		cfg.Publisher = &gateway.Publisher{Serve: serve, Claim: link.AddAddress, Release: link.RemoveAddress}
+		stop = func(ctx context.Context) error {
+			err := cfg.Publisher.Close()
+			ctx, cancel := context.WithTimeout(ctx, gatewayDrain)
+			defer cancel()
+			p.Close(ctx)
+			return err
+		}
 	}
 	c.engine.Add(gateway.Loop(cfg), gateway.IngressLoop(cfg))
 	return stop, nil

@@ -40,6 +40,7 @@ type runner struct {
 	ctx                             context.Context
 	root, dir, data, config, report string
 	coracle, test                   string
+	usable                          string // an address that a gateway may ask for
 	keep                            bool
 }
 
@@ -100,6 +101,13 @@ func (r *runner) run() (err error) {
 	if err := r.command(r.coracle, "kubectl", "apply", "-f", strings.TrimSpace(string(definitions))).Run(); err != nil {
 		return fmt.Errorf("the definitions that everybody installs: %w", err)
 	}
+	node := r.command(r.coracle, "kubectl", "get", "nodes", "-o", `jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}`)
+	node.Stdout = nil
+	address, err := node.Output()
+	if err != nil {
+		return fmt.Errorf("address of the node: %w", err)
+	}
+	r.usable, _, _ = strings.Cut(string(address), " ")
 	return r.suite()
 }
 
@@ -129,7 +137,8 @@ func (r *runner) command(name string, args ...string) *exec.Cmd {
 // suite runs it and writes the page.
 func (r *runner) suite() error {
 	args := []string{"-test.v", "-test.timeout=60m", "-test.run=TestConformance", "-gateway-class=coracle", "-conformance-profiles=" + profiles,
-		"-organization=coracle", "-project=coracle", "-url=https://coracle.dev", "-version=v0.1.0", "-contact=none"}
+		"-organization=coracle", "-project=coracle", "-url=https://coracle.dev", "-version=v0.1.0", "-contact=none",
+		"-usable-address=" + r.usable, "-unusable-address=192.0.2.1"}
 	if r.test != "" {
 		return r.command(filepath.Join(r.dir, "suite"), append(args, "-run-test="+r.test)...).Run()
 	}
