@@ -58,6 +58,7 @@ func TestScripts(t *testing.T) {
 			"settles":    settles,
 			"kill9":      kill9,
 			"listen":     listen,
+			"loaded":     loaded,
 			"freeport":   freeport,
 			"registry":   serveRegistry,
 			"webhooks":   serveWebhooks,
@@ -70,6 +71,10 @@ func TestScripts(t *testing.T) {
 			"issued":     issued,
 			"signer":     signer,
 			"bundle":     bundleNames,
+			"machine":    machine,
+			"on":         on,
+			"join":       joinMachine,
+			"kill9on":    kill9On,
 		},
 	})
 }
@@ -233,16 +238,21 @@ func kill9(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(ts.Exec("coracle", "status", "-o", "json"))
 	var status struct{ PID int }
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &status))
-	p, err := os.FindProcess(status.PID)
+	killProcess(ts, status.PID)
+}
+
+// killProcess ends a process and waits until it is gone.
+func killProcess(ts *testscript.TestScript, pid int) {
+	p, err := os.FindProcess(pid)
 	ts.Check(err)
 	ts.Check(p.Kill())
 	for range 200 { // the kernel takes a moment
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", status.PID)); err != nil {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); err != nil {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	ts.Fatalf("process %d is still there", status.PID)
+	ts.Fatalf("process %d is still there", pid)
 }
 
 // oneMore is the command instance VARIABLE: it makes the data directory of a further cluster, which is removed at the end of the script as the
