@@ -40,6 +40,9 @@ type Join struct {
 // DefaultNodePort is where nodes answer the API server, as kubelets do.
 const DefaultNodePort = 10250
 
+// TokenGroup is the group of bootstrap tokens with which machines join.
+const TokenGroup = nodejoin.TokenGroup
+
 // joinTimeout bounds how long it takes to be let in.
 const joinTimeout = 2 * time.Minute
 

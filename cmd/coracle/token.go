@@ -19,7 +19,6 @@ import (
 	bootstrapapi "k8s.io/cluster-bootstrap/token/api"
 
 	"coracle.dev/coracle/cluster"
-	"coracle.dev/coracle/controllers/nodejoin"
 )
 
 // newToken makes, lists and deletes the tokens with which machines join.
@@ -49,7 +48,7 @@ func newTokenCreate() *cobra.Command {
 			data := map[string]string{
 				bootstrapapi.BootstrapTokenIDKey: id, bootstrapapi.BootstrapTokenSecretKey: secret,
 				bootstrapapi.BootstrapTokenUsageAuthentication: "true", bootstrapapi.BootstrapTokenUsageSigningKey: "true",
-				bootstrapapi.BootstrapTokenExtraGroupsKey: nodejoin.TokenGroup,
+				bootstrapapi.BootstrapTokenExtraGroupsKey: cluster.TokenGroup,
 			}
 			if description != "" {
 				data[bootstrapapi.BootstrapTokenDescriptionKey] = description
