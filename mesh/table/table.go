@@ -206,7 +206,7 @@ func MakeTLS(certificates []tls.Certificate, alpn []string, auth ClientAuth, adj
 // chain does neither or both of HTTP and forwarding.
 func NewListener(l Listener) (*Listener, error) {
 	l.Limits = l.Limits.withDefaults()
-	l.compiled = true
+	l.compiled, l.index = true, chains{}
 	for _, c := range l.Chains {
 		if (c.Hosts == nil) == (c.Forward == nil) {
 			return nil, fmt.Errorf("chain %q of listener %q: exactly one of Hosts and Forward is needed", c.Name, l.ID)
