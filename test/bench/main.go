@@ -29,9 +29,12 @@ type bench struct {
 }
 
 func main() {
+	if gatewayChild() {
+		return
+	}
 	bin := flag.String("bin", "bin", "directory with coracle and busybox-image")
 	out := flag.String("out", "docs/results/bench.md", "file to write the table to, empty for none")
-	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule,link,scale,rollout (default all but the last two)")
+	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule,link,gateway,scale,rollout (default all but the last two)")
 	idle := flag.Duration("idle", time.Minute, "how long to watch the idle cluster")
 	flag.Parse()
 	dir, err := filepath.Abs(*bin)
@@ -50,6 +53,7 @@ func main() {
 		{"pods", b.pods},
 		{"schedule", b.schedule},
 		{"link", b.links},
+		{"gateway", b.gateway},
 	}
 	if *only != "" { // these take minutes: docs/results/scale.md has their results
 		sections = append(sections, []section{
