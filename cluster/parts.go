@@ -288,7 +288,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 		ServiceCIDRs: c.serviceRanges(), Warn: c.warn,
 		Nodes: c.nodes, Version: version.Info(),
 		Backends:      backends,
-		Admission:     []admission.Plugin{custom.Plugin()},
+		Admission:     []admission.Plugin{custom.Plugin(c.store)},
 		OpenAPIV2:     documents.V2(),
 		OpenAPIV3:     documents.V3(),
 		Checks:        append(c.encryptionChecks(), apiserver.Check{Name: "controllers", Err: func() error { return c.engine.Healthy() }}),

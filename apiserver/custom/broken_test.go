@@ -1,6 +1,7 @@
 package custom_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -181,7 +182,7 @@ func TestKindOfAFormerDefinition(t *testing.T) {
 	for _, op := range []admission.Operation{admission.Create, admission.Update} {
 		for kind, refused := range map[*api.Kind]bool{former: true, newKind(t, d): false} {
 			r := &admission.Request{Operation: op, Kind: kind, Namespace: "default", Name: "a", Snapshot: w.store.Snapshot()}
-			if err := custom.Plugin().Mutate(t.Context(), r); apierrors.IsNotFound(err) != refused || err != nil != refused {
+			if err := custom.Plugin(w.store).Mutate(t.Context(), r); apierrors.IsNotFound(err) != refused || err != nil != refused {
 				t.Errorf("%v: %v", op, err)
 			}
 		}
@@ -195,4 +196,42 @@ func newKind(t *testing.T, d *apiextensionsv1.CustomResourceDefinition) *api.Kin
 		t.Fatal(err)
 	}
 	return k
+}
+
+// A create that comes in the moment between a kind's registration and the word that it is established waits for that word.
+func TestCreateAwaitsEstablished(t *testing.T) {
+	w := newWorld(t)
+	w.define(newConverter(t).definition())
+	const name = "peers.example.com"
+	kind := w.registry.ByName(name)
+	key := store.Key{Resource: custom.Definitions.Name, Name: name}
+	established, _ := custom.Definitions.Get(w.store.Snapshot(), "", name)
+	put := func(d *apiextensionsv1.CustomResourceDefinition) {
+		if _, _, err := w.store.Commit(context.Background(), store.Txn{Ops: []store.Op{{Key: key, Object: d.DeepCopy(), Expect: store.ExpectAny}}}); err != nil {
+			t.Error(err)
+		}
+	}
+	soon := established.DeepCopy()
+	soon.Status.Conditions = nil
+	put(soon)
+	r := &admission.Request{Operation: admission.Create, Kind: kind, Namespace: "default", Name: "a", Snapshot: w.store.Snapshot()}
+	answered := make(chan error)
+	go func() { answered <- custom.Plugin(w.store).Mutate(t.Context(), r) }()
+	put(soon) // any other change of it is not the word
+	select {
+	case err := <-answered:
+		t.Fatalf("answered before: %v", err)
+	default:
+	}
+	put(established)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+	put(soon)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	r.Snapshot = w.store.Snapshot()
+	if err := custom.Plugin(w.store).Mutate(ended, r); !apierrors.IsNotFound(err) {
+		t.Errorf("without the word: %v", err)
+	}
 }

@@ -67,7 +67,7 @@ func worldOn(t testing.TB, reg *api.Registry, st store.Store) *world {
 	w.leaf = leaf
 	var err error
 	w.server, err = apiserver.New(apiserver.Config{Store: st, Registry: reg, Log: w.log, ClientCA: authorities,
-		Backends: pool, Admission: []admission.Plugin{custom.Plugin()}})
+		Backends: pool, Admission: []admission.Plugin{custom.Plugin(st)}})
 	if err != nil {
 		t.Fatal(err)
 	}
