@@ -76,7 +76,7 @@ func names(list apidiscoveryv2.APIGroupDiscoveryList) []string {
 }
 
 // others are the group versions without those built-in ones that stand where definitions would, as they do elsewhere.
-func others(list *apidiscoveryv2.APIGroupDiscoveryList) []string {
+func others(list apidiscoveryv2.APIGroupDiscoveryList) []string {
 	return slices.DeleteFunc(names(list), func(n string) bool {
 		return strings.HasPrefix(n, "gateway.networking.k8s.io/") || strings.HasPrefix(n, "policy.networking.k8s.io/")
 	})
