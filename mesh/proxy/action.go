@@ -37,6 +37,10 @@ func (c *call) outgoing(to *table.Weighted) *outgoing {
 	return m
 }
 
+// clean says that what a route made of the request is still one: its author writes paths and hosts, and has no say over requests of
+// others that go over the same connection to the backend.
+func (m *outgoing) clean() bool { return cleanTarget(m.target) && cleanHost(m.authority) }
+
 // forwarded says who asked, by which way. What clients say of themselves is only kept where the listener trusts them.
 func (c *call) forwarded(f fields) fields {
 	client := c.req.client.Addr().String()
@@ -124,7 +128,7 @@ func redirectCode(r *table.Redirect) int {
 	return r.Code
 }
 
-// location is where a redirect goes.
+// location is where a redirect goes, "" if the route's author did not write an address.
 func (c *call) location(r *table.Redirect) string {
 	scheme, host, port := c.req.scheme, r.Host, r.Port
 	if r.Scheme != "" {
@@ -146,7 +150,10 @@ func (c *call) location(r *table.Redirect) string {
 	if c.req.query != "" {
 		path += "?" + c.req.query
 	}
-	return scheme + "://" + host + path
+	if to := scheme + "://" + host + path; cleanTarget(to) {
+		return to
+	}
+	return ""
 }
 
 func preflight(r *incoming) bool {

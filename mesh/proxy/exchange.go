@@ -83,7 +83,11 @@ func (c *call) act() error {
 		return c.answer(out)
 	}
 	if r.Redirect != nil {
-		return c.answer(&response{code: redirectCode(r.Redirect), fields: fields{{"Location", c.location(r.Redirect)}}})
+		to := c.location(r.Redirect)
+		if to == "" {
+			return c.local(500, "the route redirects to a malformed address")
+		}
+		return c.answer(&response{code: redirectCode(r.Redirect), fields: fields{{"Location", to}}})
 	}
 	if err := c.keep(); err != nil {
 		return errClient
@@ -98,6 +102,9 @@ func (c *call) act() error {
 	}
 	c.backend = to.Backend
 	message := c.outgoing(to)
+	if !message.clean() {
+		return c.local(500, "the route makes a malformed request")
+	}
 	c.mirror(message)
 	return c.exchange(cl, to, message)
 }
@@ -331,7 +338,9 @@ func (c *call) pass(cl *cluster, e *endpoint, to *table.Weighted, r *response) e
 		f = corsFields(f, c.rule.CORS, &c.req)
 	}
 	if s := c.rule.Session; s != nil && sessionOf(s, c.req.fields) != e.token {
-		f = append(f, sessionField(s, e.token))
+		if set := sessionField(s, e.token); isToken(set.name) && cleanValue(set.value) {
+			f = append(f, set)
+		}
 	}
 	f = edit(f, c.rule.Response, nil)
 	f = edit(f, to.Response, nil)

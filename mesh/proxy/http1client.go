@@ -110,6 +110,9 @@ func (u *upstream) answer(c *call) (head, error) {
 			return head{}, err
 		}
 		u.fields = h.fields
+		if h.code == 101 && c.req.upgrade == "" {
+			return head{}, errors.New("the backend switches protocols unasked")
+		}
 		if h.code >= 200 || h.code == 101 {
 			return h, nil
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -115,8 +116,8 @@ func (s *server1) one(text string) bool {
 	if r.secure != nil {
 		r.scheme = "https"
 	}
-	if h.minor > 0 && token(r.fields.value("connection"), "upgrade") {
-		r.upgrade = r.fields.value("upgrade")
+	if h.minor > 0 && h.length == 0 && token(r.fields.value("connection"), "upgrade") {
+		r.upgrade = upgradable(r.fields.value("upgrade"))
 	}
 	if h.length != 0 {
 		s.body = body{in: &s.in, left: max(0, h.length), chunked: h.length < 0, limit: c.listener.Limits.HeaderBytes}
@@ -139,6 +140,20 @@ func (s *server1) one(text string) bool {
 		return false
 	}
 	return s.drain()
+}
+
+// upgradable is what of an Upgrade header is passed on: all of it, or nothing if it offers another version of HTTP or TLS, in which requests
+// would follow that no route was asked about. (A request with a body is not upgraded either: the body and what follows the 101 would be
+// read at the same time. RFC 9110, 7.8 lets a server ignore the header.)
+func upgradable(protocols string) string {
+	for one := range strings.SplitSeq(protocols, ",") {
+		name, _, _ := strings.Cut(strings.TrimSpace(one), "/")
+		switch strings.ToLower(name) {
+		case "h2c", "h2", "http", "tls":
+			return ""
+		}
+	}
+	return protocols
 }
 
 // bodyWait reads from the client, for a request's body: each read may take as long as a stream may stand still.
