@@ -130,7 +130,7 @@ func (e *Enforcer) Admit(l Local) error {
 	e.connected[l.Sandbox] = l
 	if e.plan != nil {
 		if err := e.gather(); err == nil {
-			e.plan.admit(readPod(l.Pod, e.plan.spaces), l.Addrs)
+			e.plan.admit(e.plan.latest(l.Pod), l.Addrs)
 			if err = e.commit(false); err == nil {
 				return nil
 			}
@@ -227,11 +227,12 @@ func (e *Enforcer) fresh(s store.Snapshot) *plan {
 		}
 	}
 	for _, l := range e.connected {
-		now := readPod(l.Pod, p.spaces)
-		if stored := p.pods[podKey{now.namespace, now.name}]; stored != nil {
-			now = stored
+		key := podKey{l.Pod.Namespace, l.Pod.Name}
+		gone := p.pods[key] == nil
+		p.admit(p.latest(l.Pod), l.Addrs)
+		if gone {
+			p.held[key] = true
 		}
-		p.admit(now, l.Addrs)
 	}
 	for _, resource := range []string{client.NetworkPolicies.Name, ClusterPolicies} {
 		for entry := range s.List(resource, "", nil) {
@@ -240,6 +241,15 @@ func (e *Enforcer) fresh(s store.Snapshot) *plan {
 	}
 	clear(p.quiet)
 	return p
+}
+
+// latest is what the store says of a pod, which may be newer than what its sandbox was made from; that only if the store has none.
+func (p *plan) latest(made *corev1.Pod) *pod {
+	key := podKey{made.Namespace, made.Name}
+	if stored := p.pods[key]; stored != nil && !p.held[key] {
+		return stored
+	}
+	return readPod(made, p.spaces)
 }
 
 // gather takes in what has happened since.

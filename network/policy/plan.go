@@ -25,6 +25,8 @@ type plan struct {
 	owners map[netip.Addr][]*pod
 	// admitted says which address belongs to which local pod, whatever anybody's status says.
 	admitted map[netip.Addr]podKey
+	// held are admitted pods that the API has forgotten, or calls ended: while their sandbox is there, their verdicts are too.
+	held map[podKey]bool
 
 	chains   map[string]*chain
 	bindings map[place]string
@@ -60,7 +62,7 @@ type chain struct {
 
 func newPlan(nodeName string, machine []netip.Addr) *plan {
 	p := &plan{node: nodeName, machine: map[netip.Addr]bool{}, spaces: map[string]labels.Set{}, pods: map[podKey]*pod{},
-		nodes: map[string]*node{}, bearers: map[netip.Addr]*node{}, policies: map[Ref]*ruleset{}, owners: map[netip.Addr][]*pod{}, admitted: map[netip.Addr]podKey{},
+		nodes: map[string]*node{}, bearers: map[netip.Addr]*node{}, policies: map[Ref]*ruleset{}, owners: map[netip.Addr][]*pod{}, admitted: map[netip.Addr]podKey{}, held: map[podKey]bool{},
 		chains: map[string]*chain{}, bindings: map[place]string{}, applied: map[string]bool{}}
 	for _, a := range machine {
 		p.machine[a] = true
@@ -103,6 +105,11 @@ func (p *plan) local(a netip.Addr, owner *pod) bool {
 // setPod takes in what a pod is now, nil for gone.
 func (p *plan) setPod(key podKey, now *pod) {
 	old := p.pods[key]
+	if now == nil && old != nil && p.isAdmitted(key) {
+		p.held[key] = true
+		return
+	}
+	delete(p.held, key)
 	if old != nil && now != nil && old.equal(now) {
 		return
 	}
@@ -134,6 +141,16 @@ func (p *plan) setPod(key podKey, now *pod) {
 	}
 }
 
+// isAdmitted says whether a sandbox of the pod has an address here.
+func (p *plan) isAdmitted(key podKey) bool {
+	for _, k := range p.admitted {
+		if k == key {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *pod) equal(o *pod) bool {
 	return p.node == o.node && p.known == o.known && maps.Equal(p.labels, o.labels) && maps.Equal(p.nsLabels, o.nsLabels) &&
 		slices.Equal(p.addrs, o.addrs) && slices.Equal(p.ports, o.ports)
@@ -158,7 +175,11 @@ func (p *plan) admit(now *pod, addrs []netip.Addr) {
 // release takes addresses back.
 func (p *plan) release(addrs []netip.Addr) {
 	for _, a := range addrs {
+		key := p.admitted[a]
 		delete(p.admitted, a)
+		if p.held[key] && !p.isAdmitted(key) {
+			p.setPod(key, nil)
+		}
 		// Who had it last does not have it any more, though its status may still say so.
 		for _, o := range p.owners[a] {
 			if o.node == p.node {
