@@ -34,7 +34,7 @@ var packages = strings.Fields(`nginx bind9-dnsutils bind9-libs netcat-openbsd ip
 
 type runner struct {
 	root, work, coracle, focus, skip string
-	parallel                         int
+	parallel, nodes                  int
 	limit                            time.Duration
 	report                           string
 	merge, rebuild, keep, collect    bool
@@ -49,6 +49,7 @@ func main() {
 	flag.StringVar(&r.focus, "focus", "", "run the conformance tests whose name matches this regular expression")
 	flag.StringVar(&r.skip, "skip", "", "leave out those that match this one")
 	flag.IntVar(&r.parallel, "parallel", 1, "tests to run at a time; the serial ones run alone")
+	flag.IntVar(&r.nodes, "nodes", 2, "nodes of the cluster, 1 or 2; the second is a network namespace of this machine")
 	flag.DurationVar(&r.limit, "limit", 4*time.Hour, "end the run after this time")
 	flag.StringVar(&r.report, "report", "", "file to write (default docs/results/conformance.md in the tree)")
 	flag.BoolVar(&r.merge, "merge", false, "tests that this run leaves out keep the results of earlier runs in the working directory")
@@ -71,6 +72,9 @@ func (r *runner) run() (err error) {
 			return err
 		}
 	}
+	if r.nodes != 1 && r.nodes != 2 {
+		return fmt.Errorf("nodes: %d is neither 1 nor 2", r.nodes)
+	}
 	if r.coracle == "" {
 		r.coracle = filepath.Join(r.root, "bin/coracle")
 	}
@@ -91,12 +95,27 @@ func (r *runner) run() (err error) {
 	if !r.keep {
 		defer r.remove(dir)
 	}
-	mirror, closeRegistry, err := r.registry()
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	var second *machine
+	address := "127.0.0.1"
+	if r.nodes == 2 {
+		if second, err = r.addMachine(port); err != nil {
+			return err
+		}
+		if !r.keep {
+			defer r.removeMachine(second)
+		}
+		address = second.here // both reach it there
+	}
+	mirror, closeRegistry, err := r.registry(address)
 	if err != nil {
 		return err
 	}
 	defer closeRegistry()
-	if err := r.start(dir, mirror); err != nil {
+	if err := r.start(dir, port, mirror, second); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -156,12 +175,12 @@ func (r *runner) prepare() error {
 
 // registry serves the images as the registry that they name, for the tests that pull them whatever is there. It gives the
 // value of --registry-mirror and what ends it.
-func (r *runner) registry() (mirror string, stop func(), err error) {
-	images, err := filepath.Glob(filepath.Join(r.work, "images", "*.tar"))
+func (r *runner) registry(address string) (mirror string, stop func(), err error) {
+	images, err := r.images()
 	if err != nil {
 		return "", nil, err
 	}
-	cmd := exec.Command(r.file("registry"), images...)
+	cmd := exec.Command(r.file("registry"), append([]string{"-listen", net.JoinHostPort(address, "0")}, images...)...)
 	cmd.Stderr = os.Stderr
 	hold, err := cmd.StdinPipe() // it ends with this program
 	if err != nil {
@@ -183,28 +202,29 @@ func (r *runner) registry() (mirror string, stop func(), err error) {
 	return "registry.k8s.io=" + strings.TrimSpace(url), stop, nil
 }
 
-// start brings up a cluster in dir and imports the images.
-func (r *runner) start(dir, mirror string) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
+// start brings up a cluster in dir, with the second node if there is one, and imports the images.
+func (r *runner) start(dir string, port int, mirror string, second *machine) error {
 	if err := r.command(dir, r.coracle, "up", "-d", "--data-dir", dir, "--port", strconv.Itoa(port), "--kubeconfig", "none",
-		"--registry-mirror", mirror); err != nil {
+		"--node-name", "first", "--registry-mirror", mirror); err != nil {
 		return err
 	}
-	images, err := filepath.Glob(filepath.Join(r.work, "images", "*.tar"))
+	images, err := r.images()
 	if err != nil {
 		return err
 	}
-	return r.command(dir, append([]string{r.coracle, "image", "import", "--data-dir", dir}, images...)...)
+	if err := r.command(dir, append([]string{r.coracle, "image", "import", "--data-dir", dir}, images...)...); err != nil || second == nil {
+		return err
+	}
+	return r.join(second, dir, mirror, images)
+}
+
+// cleaning is the context of what is removed. The run may have been ended by the user: what it made goes all the same.
+func (r *runner) cleaning() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(r.ctx), time.Minute)
 }
 
 func (r *runner) remove(dir string) {
-	// The run may have been ended by the user: what it made goes all the same.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), time.Minute)
+	ctx, cancel := r.cleaning()
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, r.coracle, "reset", "--yes", "--data-dir", dir).CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "conformance: reset: %v: %s\n", err, out)
