@@ -7,6 +7,7 @@ package policynetworking
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
@@ -33,9 +35,14 @@ func clusterNetworkPolicyKind() *api.Kind {
 	return &api.Kind{
 		Group: v1alpha2.GroupName, Kind: "ClusterNetworkPolicy", Resource: "clusternetworkpolicies", Singular: "clusternetworkpolicy",
 		ShortNames: []string{"cnp"},
-		Versions:   []api.Version{declare.Hub[v1alpha2.ClusterNetworkPolicy, v1alpha2.ClusterNetworkPolicyList]("v1alpha2")},
+		Versions:   []api.Version{version()},
+		Default: api.On(func(p policy) {
+			if p.Status.Conditions == nil { // a required list: null is none
+				p.Status.Conditions = []metav1.Condition{}
+			}
+		}),
 		Strategy: api.Strategy{
-			PrepareCreate:  api.On(func(p policy) { p.Status = v1alpha2.ClusterNetworkPolicyStatus{} }),
+			PrepareCreate:  api.On(func(p policy) { p.Status.Conditions = []metav1.Condition{} }),
 			PrepareUpdate:  api.OnUpdate(func(p, old policy) { p.Status = old.Status }),
 			Validate:       api.Checks(func(p policy) field.ErrorList { return spec(&p.Spec) }),
 			ValidateUpdate: api.ChecksUpdate(func(p, _ policy) field.ErrorList { return spec(&p.Spec) }),
@@ -62,6 +69,18 @@ func clusterNetworkPolicyKind() *api.Kind {
 	}
 }
 
+// unset is the priority of an object before anything is decoded into it. 0 is a priority like others, and what is required must be
+// there.
+const unset = math.MinInt32
+
+func version() api.Version {
+	v := declare.Hub[v1alpha2.ClusterNetworkPolicy, v1alpha2.ClusterNetworkPolicyList]("v1alpha2")
+	v.New = func() runtime.Object {
+		return &v1alpha2.ClusterNetworkPolicy{Spec: v1alpha2.ClusterNetworkPolicySpec{Priority: unset}}
+	}
+	return v
+}
+
 // Limits of upstream's definition.
 const (
 	maxPriority = 1000
@@ -73,7 +92,11 @@ const (
 func spec(s *v1alpha2.ClusterNetworkPolicySpec) field.ErrorList {
 	path := field.NewPath("spec")
 	errs := validate.RequiredOneOf(s.Tier, path.Child("tier"), v1alpha2.AdminTier, v1alpha2.BaselineTier)
-	errs = append(errs, between(s.Priority, 0, maxPriority, path.Child("priority"))...)
+	if s.Priority == unset {
+		errs = append(errs, field.Required(path.Child("priority"), ""))
+	} else {
+		errs = append(errs, between(s.Priority, 0, maxPriority, path.Child("priority"))...)
+	}
 	errs = append(errs, subject(&s.Subject, path.Child("subject"))...)
 	errs = append(errs, items(len(s.Ingress), 0, path.Child("ingress"))...)
 	for i := range s.Ingress {

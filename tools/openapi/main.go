@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"sort"
 	"strings"
 
@@ -30,8 +29,8 @@ import (
 
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	gatewayv1beta1 "sigs.k8s.io/gateway-api/apis/v1beta1"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
-	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/builtin"
 	"coracle.dev/coracle/tools/openapi/definitions"
 )
@@ -52,7 +51,8 @@ func run(out string) error {
 	utilruntime.Must(apiregistrationv1.AddToScheme(types))
 	utilruntime.Must(gatewayv1.Install(types))
 	utilruntime.Must(gatewayv1beta1.Install(types))
-	groups := containers(documented(), types)
+	utilruntime.Must(policyv1alpha2.AddToScheme(types))
+	groups := containers(builtin.Kinds(), types)
 	nameOf := definitionNames(types)
 	info := &spec.Info{InfoProps: spec.InfoProps{Title: "Kubernetes", Version: "v1.37.2"}}
 
@@ -127,11 +127,6 @@ func definitionNames(types *runtime.Scheme) func(string) (string, spec.Extension
 		}
 		return friendly, nil
 	}
-}
-
-// documented are the kinds whose types say that they want a document; those of policy.networking.k8s.io do not.
-func documented() []*api.Kind {
-	return slices.DeleteFunc(builtin.Kinds(), func(k *api.Kind) bool { return k.Group == "policy.networking.k8s.io" })
 }
 
 func writeCompressed(path string, data []byte) error {
