@@ -83,11 +83,12 @@ func readIdentity(dir string) (identity, error) {
 	if err != nil {
 		return id, err
 	}
-	if err := json.Unmarshal(data, &id); err != nil || id.ID == "" || len(id.podRanges()) == 0 || len(id.serviceRanges()) == 0 {
-		return id, fmt.Errorf("%w: %s cannot be read: restore it from a backup, or run `coracle reset --data-dir %s`", ErrDamaged, path, dir)
-	}
-	if id.Layout > layoutVersion {
+	err = json.Unmarshal(data, &id)
+	switch {
+	case err == nil && id.Layout > layoutVersion: // what else it says is for that program to read
 		return id, fmt.Errorf("%s: %w (layout %d, this program knows %d): use that program, or choose another --data-dir", dir, ErrNewer, id.Layout, layoutVersion)
+	case err != nil || id.ID == "" || len(id.podRanges()) == 0 || len(id.serviceRanges()) == 0:
+		return id, fmt.Errorf("%w: %s cannot be read: restore it from a backup, or run `coracle reset --data-dir %s`", ErrDamaged, path, dir)
 	}
 	return id, nil
 }
