@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Hook says which traffic of an address a chain decides about.
@@ -211,6 +212,11 @@ func (f *Table) Commit(c *Change) error {
 		}
 	}
 	if old != nil {
+		// The new chains come first, bound to nobody: the kernel reads which generation of rules counts at a packet's start, and which
+		// elements do at each look-up, so that a packet in between would be sent to a new chain as it was before, which is empty.
+		if err := f.conn.Flush(); err != nil {
+			return fmt.Errorf("nftables: change table %s: %w", f.table.Name, err)
+		}
 		f.unbind(old)
 	}
 	f.bind(c.Bindings)
@@ -229,7 +235,9 @@ func (f *Table) Commit(c *Change) error {
 		return fmt.Errorf("nftables: change table %s: %w", f.table.Name, err)
 	}
 	if old != nil {
-		// Not in the same transaction: a packet that is in an old chain at that moment is to find in it what was there.
+		// Not in the same transaction: a packet that is in an old chain at that moment is to find in it what was there. This waits until
+		// no processor is at such a packet; where the kernel cannot (ENOSYS), the time between two transactions has to do.
+		_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0)
 		return f.clean(old)
 	}
 	return nil
@@ -274,6 +282,9 @@ func must(err error) {
 		panic(err)
 	}
 }
+
+// membarrierGlobal is the command of membarrier(2) that waits until every processor was seen between two things.
+const membarrierGlobal = 1
 
 // elementsOnce is how many elements go into one message, whose length is limited to 64 KiB.
 const elementsOnce = 256
