@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"sync"
@@ -63,12 +64,23 @@ func nodeURL(n *corev1.Node) *url.URL {
 	}
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP, corev1.NodeHostName} {
 		for _, a := range n.Status.Addresses {
-			if a.Type == kind {
+			if a.Type == kind && dialable(a.Address) {
 				return &url.URL{Scheme: "https", Host: net.JoinHostPort(a.Address, strconv.Itoa(int(port)))}
 			}
 		}
 	}
 	return nil
+}
+
+// dialable refuses addresses that only this machine or its link can reach: what a node says of itself must not lead the API server to
+// something that trusts whoever is on this machine.
+func dialable(address string) bool {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return address != "localhost"
+	}
+	a = a.Unmap()
+	return !a.IsLoopback() && !a.IsLinkLocalUnicast() && !a.IsMulticast() && !a.IsUnspecified()
 }
 
 // farNode is the API of a node in another process.

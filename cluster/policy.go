@@ -31,10 +31,17 @@ func removePolicies(id string) error { return filter.Delete(policyTable(id)) }
 func guard(cfg policy.Config, runtime container.Runtime, pods *network.Pods) (*policy.Enforcer, error) {
 	var locals []policy.Local
 	for sandbox, addrs := range pods.Connected() {
-		// One whose pod is gone is removed soon, and until then as before: its pod's status is not there to say that it is one.
-		if p, err := podOf(cfg.Client, runtime, sandbox); err == nil {
-			locals = append(locals, policy.Local{Sandbox: sandbox, Pod: p, Addrs: addrs})
+		if cni.Foreign(sandbox) {
+			continue
 		}
+		p, err := podOf(cfg.Client, runtime, sandbox)
+		if err != nil {
+			// It is removed soon. Until then what is for its whole namespace holds: its labels went with its pod.
+			if p = lost(runtime, sandbox, cfg.NodeName); p == nil {
+				continue
+			}
+		}
+		locals = append(locals, policy.Local{Sandbox: sandbox, Pod: p, Addrs: addrs})
 	}
 	e, err := policy.Start(cfg, locals...)
 	if err != nil {
@@ -52,6 +59,21 @@ func guard(cfg policy.Config, runtime container.Runtime, pods *network.Pods) (*p
 	})
 	pods.AfterDown(func(_ context.Context, sandbox string, addrs []netip.Addr) error { return e.Release(sandbox, addrs) })
 	return e, nil
+}
+
+// lost is as much as a sandbox says of a pod that is gone, nil for a sandbox that was never a pod's.
+func lost(runtime container.Runtime, sandbox, node string) *corev1.Pod {
+	s, err := runtime.Sandbox(sandbox)
+	if err != nil {
+		return nil
+	}
+	id, ok := record.Of(s.Config.Labels)
+	if !ok {
+		return nil
+	}
+	p := &corev1.Pod{Spec: corev1.PodSpec{NodeName: node}}
+	p.Namespace, p.Name, p.UID = id.Namespace, id.Pod, id.UID
+	return p
 }
 
 // podOf finds the pod of a sandbox.

@@ -8,6 +8,7 @@ import (
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"coracle.dev/coracle/api/certificates"
 	"coracle.dev/coracle/client"
@@ -58,6 +59,9 @@ func ownNames(s store.Snapshot, request *x509.CertificateRequest, node string) b
 		for range client.Services.Index(s, "clusterIP", name) {
 			return false
 		}
+		if ofAPI(s, name) {
+			return false
+		}
 	}
 	for other := range client.Nodes.List(s, "") {
 		if other.Name != node && slices.ContainsFunc(names, func(name string) bool { return other.Name == name || bears(other, name) }) {
@@ -65,6 +69,18 @@ func ownNames(s store.Snapshot, request *x509.CertificateRequest, node string) b
 		}
 	}
 	return true
+}
+
+// ofAPI tells whether an address is one at which API servers answer: nobody else may have a certificate for it.
+func ofAPI(s store.Snapshot, name string) bool {
+	for slice := range client.EndpointSlices.Index(s, "service", metav1.NamespaceDefault+"/kubernetes") {
+		for i := range slice.Endpoints {
+			if slices.Contains(slice.Endpoints[i].Addresses, name) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // bears tells whether a name or address is one of those of a node. Host names are the node's name: what else a node calls itself

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
@@ -55,7 +56,9 @@ func newRuntime(t *testing.T, name string, plugin map[string]any) *runtime {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &runtime{t: t, cni: libcni.NewCNIConfigWithCacheDir([]string{bin}, t.TempDir(), nil), list: list}
+	// Without one the library makes it at the first call, whoever else calls.
+	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
+	return &runtime{t: t, cni: libcni.NewCNIConfigWithCacheDir([]string{bin}, t.TempDir(), exec), list: list}
 }
 
 func container(id, netns string) *libcni.RuntimeConf {
