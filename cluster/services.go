@@ -9,11 +9,14 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/linux/announce"
 	"coracle.dev/coracle/linux/link"
 	"coracle.dev/coracle/linux/nft"
+	"coracle.dev/coracle/mesh/gateway"
 	"coracle.dev/coracle/network/balance"
 	"coracle.dev/coracle/network/service"
+	"coracle.dev/coracle/reconcile"
 )
 
 // addServices makes the table that Services are balanced by, and gives the engine the loops that keep it and that answer for the
@@ -23,7 +26,10 @@ func (c *Cluster) addServices() (stop func(context.Context) error, err error) {
 	if c.balancer, err = nft.NewBalancer(tableName(c.state.identity.ID), c.podRanges(), c.serviceRanges()); err != nil {
 		return nil, err
 	}
-	health := &service.HealthPorts{Log: c.log}
+	health := &service.HealthPorts{Log: c.log, Node: c.cfg.NodeName, Event: func(ev reconcile.Event) {
+		user := client.User{Name: "system:node:" + c.cfg.NodeName, Groups: []string{client.GroupNodes, client.GroupAuthenticated}}
+		c.engine.Recorder().Record(user, corev1.EventSource{Component: "kube-proxy", Host: c.cfg.NodeName}, ev)
+	}}
 	c.engine.Add(service.Loop(c.balancer, health, service.Options{
 		NodeName: c.cfg.NodeName, Served: c.serviceIPs(dnsIndex), ExternalIPs: c.cfg.Services.ExternalIPs,
 	}))
@@ -32,11 +38,11 @@ func (c *Cluster) addServices() (stop func(context.Context) error, err error) {
 	return func(ctx context.Context) error { return errors.Join(health.Close(ctx), announcer.close()) }, nil
 }
 
-// leave waits until Services send nobody to a deleted pod any more.
+// leave waits until Services, gateways and Ingresses send nobody to a deleted pod any more.
 func (c *Cluster) leave(ctx context.Context, pod *corev1.Pod) {
 	rev, err := service.Leaving(ctx, c.client, pod)
 	if err == nil {
-		err = c.engine.WaitForLoops(ctx, rev, service.LoopName)
+		err = c.engine.WaitForLoops(ctx, rev, service.LoopName, gateway.LoopName)
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		c.log.Debug("a pod ends while Services may still lead to it", "pod", pod.Namespace+"/"+pod.Name, "error", err)

@@ -44,11 +44,15 @@ type effect struct {
 	ports   map[portKey][]table.Endpoint
 }
 
+// LoopName is the name of Loop, which gives the tables their endpoints, those of Ingresses too: who waits until nobody is sent to one
+// asks the engine by it.
+const LoopName = "gateway-controller"
+
 // Loop follows gateways, routes and what they refer to: it writes their status and publishes what they make of the table.
 func Loop(c Config) reconcile.Loop {
 	update := []reconcile.Verb{reconcile.Update}
 	l := reconcile.Loop{
-		Name: "gateway-controller",
+		Name: LoopName,
 		Plan: c.plan,
 		Apply: func(_ context.Context, _ reconcile.Key, e any) error {
 			if c.Publisher == nil {

@@ -11,6 +11,9 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
 	"coracle.dev/coracle/reconcile"
 )
 
@@ -21,9 +24,14 @@ type HealthPorts struct {
 	// Listen opens the port, net.Listen if nil.
 	Listen func(network, address string) (net.Listener, error)
 	Log    *slog.Logger
+	// Node is the name of the node, for events.
+	Node string
+	// Event records that a port cannot be opened, once for each Service and port while that lasts. Nil: nobody is told.
+	Event func(reconcile.Event)
 
-	mu    sync.Mutex // guards ports
-	ports map[reconcile.Key]*healthPort
+	mu     sync.Mutex // guards what follows
+	ports  map[reconcile.Key]*healthPort
+	failed map[reconcile.Key]uint16 // ports that could not be opened
 }
 
 type healthPort struct {
@@ -35,7 +43,7 @@ type healthPort struct {
 }
 
 // set opens, changes or closes the port of a Service. One that another program has is tried again with the next change.
-func (h *HealthPorts) set(key reconcile.Key, want Health) {
+func (h *HealthPorts) set(key reconcile.Key, uid types.UID, want Health) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	p := h.ports[key]
@@ -45,14 +53,16 @@ func (h *HealthPorts) set(key reconcile.Key, want Health) {
 		p = nil
 	}
 	if want.Port == 0 {
+		delete(h.failed, key)
 		return
 	}
 	if p == nil {
 		var err error
 		if p, err = h.open(key, want.Port); err != nil {
-			h.Log.Warn("health check node port", "service", key.String(), "port", want.Port, "error", err)
+			h.tell(key, uid, want.Port, err)
 			return
 		}
+		delete(h.failed, key)
 		if h.ports == nil {
 			h.ports = map[reconcile.Key]*healthPort{}
 		}
@@ -61,6 +71,23 @@ func (h *HealthPorts) set(key reconcile.Key, want Health) {
 	p.mu.Lock()
 	p.local = want.Local
 	p.mu.Unlock()
+}
+
+// tell says that a port cannot be opened, in the words of upstream's proxy.
+func (h *HealthPorts) tell(key reconcile.Key, uid types.UID, port uint16, err error) {
+	h.Log.Warn("health check node port", "service", key.String(), "port", port, "error", err)
+	if h.Event == nil || h.failed[key] == port {
+		return
+	}
+	if h.failed == nil {
+		h.failed = map[reconcile.Key]uint16{}
+	}
+	h.failed[key] = port
+	h.Event(reconcile.Event{
+		Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Service", Namespace: key.Namespace, Name: key.Name, UID: uid},
+		Type:      corev1.EventTypeWarning, Reason: "FailedToStartServiceHealthcheck",
+		Message: fmt.Sprintf("node %s failed to start healthcheck %q on port %d: %v", h.Node, key.String(), port, err),
+	})
 }
 
 func (h *HealthPorts) open(key reconcile.Key, number uint16) (*healthPort, error) {

@@ -148,7 +148,7 @@ func (a *applied) apply(services map[reconcile.Key]Wanted) error {
 	errs := []error{a.balancer.Apply(changes)}
 	if a.health != nil {
 		for key, w := range services {
-			a.health.set(key, w.Health)
+			a.health.set(key, w.UID, w.Health)
 		}
 	}
 	return errors.Join(errs...)

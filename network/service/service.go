@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/linux/nft"
@@ -46,7 +47,8 @@ type Health struct {
 // Wanted is what a Service wants of this node.
 type Wanted struct {
 	Ports  []Port
-	Health Health // Port 0: none
+	Health Health    // Port 0: none
+	UID    types.UID // of the Service, where there is a health check port
 }
 
 // The pools of a Port's Group.
@@ -95,7 +97,7 @@ func (o Options) Plan(s store.Snapshot, namespace, name string) Wanted {
 		w.Ports = append(w.Ports, Port{ID: namespace + "/" + name + "/" + string(p.Protocol) + "/" + p.Name, Group: g})
 	}
 	if svc.Spec.HealthCheckNodePort > 0 && external(svc) && len(w.Ports) > 0 {
-		w.Health = Health{Port: uint16(svc.Spec.HealthCheckNodePort), Local: local}
+		w.Health, w.UID = Health{Port: uint16(svc.Spec.HealthCheckNodePort), Local: local}, svc.UID
 	}
 	return w
 }
