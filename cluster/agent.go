@@ -200,12 +200,13 @@ func (c *Cluster) tokenSource() func(context.Context, volume.TokenRequest) (volu
 	return c.podToken
 }
 
-// nodePort is what the Node object says of where the node's API is.
+// nodePort is what the Node object says of where the node's API is. That of the control plane's own node is within its process:
+// nothing listens.
 func (c *Cluster) nodePort() int32 {
 	if c.agent != nil {
 		return int32(c.cfg.Join.APIPort)
 	}
-	return DefaultNodePort
+	return 0
 }
 
 // joinableNetwork is what nodes that join are told.

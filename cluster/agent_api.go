@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -111,8 +112,8 @@ func (c *Cluster) guarded(next http.Handler) http.Handler {
 		}
 		attributes := nodeAttributes(r, c.cfg.NodeName)
 		if !user.In(client.GroupMasters) && !c.mayUse(r.Context(), user, attributes) {
-			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=[%s])",
-				user.Name, attributes.Verb, attributes.Subresource), http.StatusForbidden)
+			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)",
+				user.Name, attributes[0].Verb, subresources(attributes)), http.StatusForbidden)
 			return
 		}
 		r.Header.Del("Authorization")
@@ -144,8 +145,12 @@ func (c *Cluster) caller(r *http.Request) (client.User, bool) {
 	return u, status.Authenticated
 }
 
-// mayUse asks the control plane.
-func (c *Cluster) mayUse(ctx context.Context, u client.User, a *authorizationv1.ResourceAttributes) bool {
+// mayUse asks the control plane for one of several rights after the other.
+func (c *Cluster) mayUse(ctx context.Context, u client.User, any []authorizationv1.ResourceAttributes) bool {
+	return slices.ContainsFunc(any, func(a authorizationv1.ResourceAttributes) bool { return c.may(ctx, u, &a) })
+}
+
+func (c *Cluster) may(ctx context.Context, u client.User, a *authorizationv1.ResourceAttributes) bool {
 	extra := map[string]authorizationv1.ExtraValue{}
 	for k, v := range u.Extra {
 		extra[k] = v
@@ -155,28 +160,39 @@ func (c *Cluster) mayUse(ctx context.Context, u client.User, a *authorizationv1.
 	return err == nil && out.(*authorizationv1.SubjectAccessReview).Status.Allowed
 }
 
-// nodeAttributes is what a request of the node's API means in terms of rights. What is not a figure or a log of the node needs the
-// right to all of it, nodes/proxy.
-func nodeAttributes(r *http.Request, node string) *authorizationv1.ResourceAttributes {
-	a := &authorizationv1.ResourceAttributes{Version: "v1", Resource: "nodes", Subresource: "proxy", Name: node}
-	switch r.Method {
-	case http.MethodPost:
-		a.Verb = "create"
-	case http.MethodPut:
-		a.Verb = "update"
-	case http.MethodPatch:
-		a.Verb = "patch"
-	case http.MethodDelete:
-		a.Verb = "delete"
-	default:
-		a.Verb = "get"
-	}
+// verbs are what methods are in terms of rights. Other methods have no verb, which only those have who may do anything.
+var verbs = map[string]string{http.MethodGet: "get", http.MethodPost: "create", http.MethodPut: "update", http.MethodPatch: "patch", http.MethodDelete: "delete"}
+
+// nodeAttributes are the rights each of which is enough for a request of the node's API
+// (https://kubernetes.io/docs/reference/access-authn-authz/kubelet-authn-authz/#fine-grained-authorization). What is not a figure, a
+// log or a list needs the right to all of the node, nodes/proxy.
+func nodeAttributes(r *http.Request, node string) []authorizationv1.ResourceAttributes {
 	first, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
+	subresources := []string{"proxy"}
 	switch first {
-	case "stats", "metrics":
-		a.Subresource = first
+	case "pods", "healthz", "configz":
+		subresources = []string{first, "proxy"}
+	case "runningpods":
+		subresources = []string{"pods", "proxy"}
+	case "stats", "metrics", "checkpoint", "statusz":
+		subresources = []string{first}
 	case "logs":
-		a.Subresource = "log"
+		subresources = []string{"log"}
+	case "flagz":
+		subresources = []string{"configz"}
 	}
-	return a
+	all := make([]authorizationv1.ResourceAttributes, len(subresources))
+	for i, s := range subresources {
+		all[i] = authorizationv1.ResourceAttributes{Verb: verbs[r.Method], Version: "v1", Resource: "nodes", Subresource: s, Name: node}
+	}
+	return all
+}
+
+// subresources are those of rights.
+func subresources(of []authorizationv1.ResourceAttributes) []string {
+	var all []string
+	for _, a := range of {
+		all = append(all, a.Subresource)
+	}
+	return all
 }

@@ -31,6 +31,9 @@ type Config struct {
 	Join *Join
 	// NodeName of the real node; the host name if empty.
 	NodeName string
+	// NodeIPs are the addresses of this machine that the real node has, at most one of each family. Empty: those that it
+	// uses towards the outside.
+	NodeIPs []string
 	// PodCIDR and ServiceCIDR are the cluster's ranges. Empty: a pair that
 	// nothing on this machine uses, chosen at the first start and kept. Each is one range, or one of each family with a
 	// comma between, the preferred family first.
@@ -167,6 +170,9 @@ func (c *Config) Complete() error {
 	}
 	if c.Port < 1 || c.Port > 65535 {
 		errs = append(errs, fmt.Errorf("port: %d is not from 1 to 65535", c.Port))
+	}
+	if _, err := parseNodeIPs(c.NodeIPs); err != nil {
+		errs = append(errs, fmt.Errorf("node-ip: %w", err))
 	}
 	if c.Bind != "" {
 		if _, err := netip.ParseAddr(c.Bind); err != nil {

@@ -3,8 +3,11 @@ package cluster
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
+	"slices"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/linux/link"
@@ -21,10 +24,13 @@ type networkPlan struct {
 	// Pods and Services are the cluster's ranges.
 	Pods, Services []netip.Prefix
 	Overlay        overlay.Settings
+	// Hosts are the node's addresses if they were chosen.
+	Hosts []netip.Addr
 }
 
 func (c *Cluster) networkPlan() networkPlan {
-	return networkPlan{Instance: c.state.identity.ID, Node: c.cfg.NodeName, Pods: c.podRanges(), Services: c.serviceRanges(),
+	chosen, _ := parseNodeIPs(c.cfg.NodeIPs) // Complete did it before
+	return networkPlan{Hosts: chosen, Instance: c.state.identity.ID, Node: c.cfg.NodeName, Pods: c.podRanges(), Services: c.serviceRanges(),
 		Overlay: c.cfg.Overlay}
 }
 
@@ -61,7 +67,45 @@ func (p networkPlan) open() (*network.Pods, error) {
 }
 
 // hosts are this node's addresses, that of the preferred family first; there is at least one.
-func (p networkPlan) hosts() ([]netip.Addr, error) { return link.HostAddrs(p.Pods) }
+func (p networkPlan) hosts() ([]netip.Addr, error) {
+	if len(p.Hosts) == 0 {
+		return link.HostAddrs(p.Pods)
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	for _, host := range p.Hosts {
+		if !slices.ContainsFunc(own, func(a net.Addr) bool {
+			prefix, err := netip.ParsePrefix(a.String())
+			return err == nil && prefix.Addr() == host
+		}) {
+			return nil, fmt.Errorf("node-ip: %s is not an address of this machine", host)
+		}
+	}
+	if len(p.Pods) > 0 && p.Hosts[0].Is4() != p.Pods[0].Addr().Is4() { // the cluster's preferred family goes first
+		turned := slices.Clone(p.Hosts)
+		slices.Reverse(turned)
+		return turned, nil
+	}
+	return p.Hosts, nil
+}
+
+// parseNodeIPs reads the addresses of a node.
+func parseNodeIPs(texts []string) ([]netip.Addr, error) {
+	var all []netip.Addr
+	for _, text := range texts {
+		addr, err := netip.ParseAddr(text)
+		if err != nil || !addr.IsGlobalUnicast() || addr.Zone() != "" {
+			return nil, fmt.Errorf("%q is not an address that others could reach", text)
+		}
+		if len(all) == 2 || len(all) == 1 && all[0].Is4() == addr.Is4() {
+			return nil, errors.New("give one address, or one of each family")
+		}
+		all = append(all, addr)
+	}
+	return all, nil
+}
 
 // overlayConfig is what the loop that makes the ways to other nodes needs.
 func (p networkPlan) overlayConfig(log *slog.Logger) overlay.Config {

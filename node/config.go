@@ -125,7 +125,7 @@ type Config struct {
 	Capacity corev1.ResourceList
 	// Version is the kubelet version that the node reports ("v1.37.2").
 	Version string
-	// Port of the kubelet API, in status.daemonEndpoints; 10250 if zero.
+	// Port of the kubelet API, in status.daemonEndpoints; zero if nobody reaches it over the network.
 	Port int32
 	// AllowedUnsafeSysctls are names, or prefixes ending in "*".
 	AllowedUnsafeSysctls []string
@@ -174,9 +174,6 @@ func (c *Config) defaults() {
 	}
 	if c.Version == "" {
 		c.Version = "v1.37.2"
-	}
-	if c.Port == 0 {
-		c.Port = 10250
 	}
 	if c.Parallel == 0 {
 		c.Parallel = max(4, 2*runtime.NumCPU())

@@ -67,7 +67,11 @@ func running(cmd *cobra.Command, dataDir string) bool {
 	return true
 }
 
+// next says what can be done now. A node without a control plane has no context: its users are at the control plane.
 func next(context string) string {
+	if context == "" {
+		return "Type: kubectl get nodes   (at the control plane)"
+	}
 	return fmt.Sprintf("Type: kubectl --context %s get nodes   (or coracle kubectl get nodes)", context)
 }
 
@@ -127,7 +131,11 @@ func printStep(out io.Writer, s cluster.Step) {
 	switch {
 	case s.Err != "":
 	case s.Last:
-		fmt.Fprintf(out, "Cluster ready in %s at %s\n%s\n", round(s.Took), s.Detail, next(s.Context))
+		what := "Cluster ready in %s at %s\n%s\n"
+		if s.Context == "" {
+			what = "Node ready in %s, of the cluster at %s\n%s\n"
+		}
+		fmt.Fprintf(out, what, round(s.Took), s.Detail, next(s.Context))
 	default:
 		fmt.Fprintf(out, "  %-12s %8s  %s\n", s.Name, round(s.Took), s.Detail)
 	}
