@@ -47,7 +47,9 @@ func (b *bench) links() error {
 	return nil
 }
 
-func at(sorted []time.Duration, percent int) time.Duration { return sorted[(len(sorted)-1)*percent/100] }
+func at(sorted []time.Duration, percent int) time.Duration {
+	return sorted[(len(sorted)-1)*percent/100]
+}
 
 func (b *bench) attachAll(pods *network.Pods, count int) (up, down []time.Duration, cpu time.Duration, err error) {
 	var names []string
