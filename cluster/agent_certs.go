@@ -176,25 +176,31 @@ func (c *Cluster) renewClientCertificate(ctx context.Context) error {
 	})
 }
 
-// keepRenewing calls renew whenever the present certificate grows old.
+// keepRenewing calls renew whenever the present certificate grows old, and after a failure until it succeeds.
 func keepRenewing(ctx context.Context, present func() *tls.Certificate, renew func(context.Context) error) error {
 	for {
 		wait := time.Until(renewAt(present().Leaf, mathrand.Float64()))
-		timer := time.NewTimer(max(wait, 0))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		for sleep(ctx, wait) {
+			if renew(ctx) == nil {
+				break
+			}
+			wait = renewalTry
+		}
+		if ctx.Err() != nil {
 			return nil
-		case <-timer.C:
 		}
-		if renew(ctx) == nil {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(renewalTry):
-		}
+	}
+}
+
+// sleep waits and tells whether ctx is not done yet.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(max(wait, 0))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 
