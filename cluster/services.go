@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -38,11 +39,21 @@ func (c *Cluster) addServices() (stop func(context.Context) error, err error) {
 	return func(ctx context.Context) error { return errors.Join(health.Close(ctx), announcer.close()) }, nil
 }
 
-// leave waits until Services, gateways and Ingresses send nobody to a deleted pod any more.
+// arrival is how long a deleted pod has to accept the connections that were led to it just before the rules changed: what a server has
+// not accepted when it closes its port is reset. Nothing tells when that is done.
+const arrival = 200 * time.Millisecond
+
+// leave waits until Services, gateways and Ingresses send nobody to a deleted pod any more, and who was on the way has arrived.
 func (c *Cluster) leave(ctx context.Context, pod *corev1.Pod) {
-	rev, err := service.Leaving(ctx, c.client, pod)
+	rev, led, err := service.Leaving(ctx, c.client, pod)
 	if err == nil {
 		err = c.engine.WaitForLoops(ctx, rev, service.LoopName, gateway.LoopName)
+	}
+	if err == nil && led {
+		select {
+		case <-time.After(arrival):
+		case <-ctx.Done():
+		}
 	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		c.log.Debug("a pod ends while Services may still lead to it", "pod", pod.Namespace+"/"+pod.Name, "error", err)

@@ -15,37 +15,42 @@ const sliceManager = "endpointslice-controller.k8s.io"
 
 // Leaving waits until every EndpointSlice that names a pod shows that it ends, and returns the revision at which that was so. Once Loop
 // has caught up with it, new connections do not come to the pod any more, unless there is no other. For a pod that no Service has it
-// returns at once. Slices that somebody else keeps are not waited for.
-func Leaving(ctx context.Context, c client.Reader, pod *corev1.Pod) (store.Revision, error) {
+// returns at once, and led is false. Slices that somebody else keeps are not waited for.
+func Leaving(ctx context.Context, c client.Reader, pod *corev1.Pod) (rev store.Revision, led bool, err error) {
 	s := c.Snapshot()
-	if !named(s, pod) {
-		return s.Revision(), nil
+	led, ends := named(s, pod)
+	if ends {
+		return s.Revision(), led, nil
 	}
 	cursor, err := c.Cursor(s.Revision(), client.EndpointSlices.Name)
 	if err != nil {
-		return 0, err
+		return 0, led, err
 	}
-	for named(s, pod) {
+	for !ends {
 		if _, err := cursor.Next(ctx); err != nil {
-			return 0, err
+			return 0, led, err
 		}
 		s = c.Snapshot()
+		_, ends = named(s, pod)
 	}
-	return s.Revision(), nil
+	return s.Revision(), led, nil
 }
 
-// named tells whether a slice shows a pod as one that does not end.
-func named(s store.Snapshot, pod *corev1.Pod) bool {
+// named tells whether a slice shows a pod, and whether all that do show it as one that ends.
+func named(s store.Snapshot, pod *corev1.Pod) (led, ends bool) {
+	ends = true
 	for slice := range client.EndpointSlices.List(s, pod.Namespace) {
 		if slice.Labels[discoveryv1.LabelManagedBy] != sliceManager {
 			continue
 		}
 		for i := range slice.Endpoints {
 			e := &slice.Endpoints[i]
-			if e.TargetRef != nil && e.TargetRef.UID == pod.UID && (e.Conditions.Terminating == nil || !*e.Conditions.Terminating) {
-				return true
+			if e.TargetRef == nil || e.TargetRef.UID != pod.UID {
+				continue
 			}
+			led = true
+			ends = ends && e.Conditions.Terminating != nil && *e.Conditions.Terminating
 		}
 	}
-	return false
+	return led, ends
 }

@@ -34,7 +34,7 @@ func main() {
 	}
 	bin := flag.String("bin", "bin", "directory with coracle and busybox-image")
 	out := flag.String("out", "docs/results/bench.md", "file to write the table to, empty for none")
-	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule,gateway,link,policy,dns,scale,rollout (default all but the last two)")
+	only := flag.String("only", "", "comma-separated sections to run: boot,idle,api,guarded,list,watch,definitions,pods,schedule,gateway,link,services,policy,dns,scale,rollout (default all but the last two)")
 	idle := flag.Duration("idle", time.Minute, "how long to watch the idle cluster")
 	flag.Parse()
 	dir, err := filepath.Abs(*bin)
@@ -54,6 +54,7 @@ func main() {
 		{"schedule", b.schedule},
 		{"gateway", b.gateway},
 		{"link", b.links},
+		{"services", b.services},
 		{"policy", b.policies},
 		{"dns", b.names},
 	}
