@@ -148,10 +148,11 @@ func TestFollow(t *testing.T) {
 func TestOwnWritesAndOrder(t *testing.T) {
 	c, s := newClient(t)
 	s.steps <- listing("10", service("a", "1", "5", "old"))
-	hold := make(chan struct{})
-	s.steps <- func(w http.ResponseWriter, r *http.Request) { w.(http.Flusher).Flush(); <-hold }
+	hold, watched := make(chan struct{}), make(chan struct{})
+	s.steps <- func(w http.ResponseWriter, r *http.Request) { w.(http.Flusher).Flush(); close(watched); <-hold }
 	start(t, c)
 	defer close(hold)
+	<-watched // the next step is for the next request
 	s.steps <- func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, asJSON(service("a", "1", "12", "mine"))) }
 	if _, err := c.Update(context.Background(), client.Services.Name, service("a", "1", "5", "mine"), client.WriteOptions{}); err != nil {
 		t.Fatal(err)
