@@ -164,6 +164,10 @@ func (c *call) weighted() *table.Weighted {
 // freeTries is on how many endpoints a request is tried that could not be sent at all.
 const freeTries = 4
 
+// silentTries is how often a request is sent that got not one byte of an answer before its connection ended. It is more than
+// freeTries: when servers go one after the other, each try may meet one that has just gone, and none of them costs a backend work.
+const silentTries = 12
+
 // exchange sends the request to endpoints until one answers, and passes the answer on.
 func (c *call) exchange(cl *cluster, to *table.Weighted, m *outgoing) error {
 	want := choice{now: c.began}
@@ -289,7 +293,7 @@ func (c *call) failed(cl *cluster, e *endpoint, err error, retries *int, want *c
 		return true, c.local(503, "the backend cannot be reached")
 	}
 	cl.observe(e, failed, now)
-	if errors.As(err, &late) && late.silent && c.idempotent() && c.replayable() && c.tries < freeTries {
+	if errors.As(err, &late) && late.silent && c.idempotent() && c.replayable() && c.tries < silentTries {
 		// Closed under our hands: a kept connection, or one that waited in a server's backlog when that went. The endpoint of a kept one
 		// may well be there still.
 		if !late.reused || e.gone.Load() {
