@@ -18,7 +18,7 @@ func namespace(t testing.TB) {
 	runtime.LockOSThread() // never unlocked: the thread goes with the test
 	ns, err := netns.New()
 	if err != nil {
-		t.Skipf("needs a network namespace: %v", err)
+		t.Fatalf("needs a network namespace (root): %v", err)
 	}
 	t.Cleanup(func() { ns.Close() })
 }
