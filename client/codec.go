@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"sync/atomic"
 
@@ -73,7 +74,8 @@ type codec struct {
 	forms atomic.Pointer[forms]
 }
 
-// forms is what was derived from one generation of the registry.
+// forms is what was derived from one generation of the registry. It has no custom resources: they are stored as the JSON that they
+// are, and what is kept until the next generation must not keep a definition that went.
 type forms struct {
 	generation int64
 	byResource map[string]*form
@@ -124,13 +126,19 @@ func appendField(b []byte, tag byte, value string) []byte {
 	return append(b, value...)
 }
 
-// form returns how a resource is stored, nil if it is not registered.
+// verbatim tells that the objects of a kind are stored as the JSON that they are, in whichever version.
+func verbatim(k *api.Kind) bool {
+	_, loose := k.Hub().New().(*unstructured.Unstructured)
+	return loose && !slices.ContainsFunc(k.Versions, func(v api.Version) bool { return v.ToHub != nil })
+}
+
+// form returns how a resource is stored, nil for custom resources and for what is not registered.
 func (c *codec) form(resource string) *form {
 	fs := c.forms.Load()
 	if g := c.reg.Generation(); fs == nil || fs.generation != g {
 		fs = &forms{g, make(map[string]*form)}
 		for _, k := range c.reg.All() {
-			if s := storedKind(c.reg, k.Name()); s != nil && s.Hub() != nil {
+			if s := storedKind(c.reg, k.Name()); s != nil && s.Hub() != nil && !verbatim(s) {
 				fs.byResource[k.Name()] = newForm(s)
 			}
 		}
@@ -279,8 +287,7 @@ func (f *form) toHub(v *api.Version, obj runtime.Object) (any, error) {
 	return nil, fmt.Errorf("%T cannot be converted to %s", obj, f.gvk)
 }
 
-// decodeJSON decodes into the hub type, or into an unstructured object if the
-// kind has none or is not registered.
+// decodeJSON decodes into the hub type or, without a form, into an unstructured object, in the version in which it was stored.
 func decodeJSON(f *form, data []byte) (any, error) {
 	if f == nil {
 		return decodeUnstructured(data)

@@ -43,6 +43,7 @@ type world struct {
 	server    *apiserver.Server
 	leaf      *x509.Certificate
 	log       *slog.Logger
+	changed   chan struct{} // has one after the registry let a kind go
 }
 
 func newWorld(t testing.TB) *world {
@@ -53,7 +54,13 @@ func newWorld(t testing.TB) *world {
 
 func worldOn(t testing.TB, reg *api.Registry, st store.Store) *world {
 	t.Helper()
-	w := &world{t: t, store: st, registry: reg, log: slog.New(slog.DiscardHandler)}
+	w := &world{t: t, store: st, registry: reg, log: slog.New(slog.DiscardHandler), changed: make(chan struct{}, 1)}
+	reg.OnRemove(func() {
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	})
 	pool := &backend.Pool{Snapshot: st.Snapshot, Dial: (&net.Dialer{}).DialContext}
 	w.registrar = &custom.Registrar{Store: st, Registry: reg, Backends: pool, Log: w.log}
 	w.registrar.Load()
@@ -185,14 +192,16 @@ type both struct {
 	client.Writer
 }
 
+// until waits for what comes of a change of the registry that takes a kind out or replaces it.
 func (w *world) until(what string, ok func() bool) {
 	w.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	late := time.After(time.Minute)
 	for !ok() {
-		if time.Now().After(deadline) {
+		select {
+		case <-w.changed:
+		case <-late:
 			w.t.Fatalf("it did not come that %s", what)
 		}
-		time.Sleep(time.Millisecond)
 	}
 }
 

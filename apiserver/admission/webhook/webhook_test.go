@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -460,13 +461,12 @@ func TestBeta(t *testing.T) {
 // TestParallel: validating webhooks do not wait for each other, and the first in order is told of.
 func TestParallel(t *testing.T) {
 	b := newBed(t)
-	both := make(chan struct{}, 2)
+	var both sync.WaitGroup
+	both.Add(2)
 	meet := func(text string) answer {
 		return func(in *reviewv1.AdmissionReview) *reviewv1.AdmissionReview {
-			both <- struct{}{}
-			for len(both) < 2 {
-				time.Sleep(time.Millisecond)
-			}
+			both.Done()
+			both.Wait()
 			out := deny(&metav1.Status{Message: text})(in)
 			out.Response.Warnings = []string{"warned by " + text}
 			out.Response.AuditAnnotations = map[string]string{"k": text}
