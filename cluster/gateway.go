@@ -10,6 +10,7 @@ import (
 	"coracle.dev/coracle/mesh/gateway"
 	"coracle.dev/coracle/mesh/proxy"
 	"coracle.dev/coracle/mesh/table"
+	"coracle.dev/coracle/network/policy"
 )
 
 // gatewayBlock is the length of the block at the end of the pod range (IPv4) from which gateways get their addresses. Nodes get their
@@ -46,7 +47,11 @@ func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
 			return nil, err
 		}
 		cfg.Pool = lastBlock(c.podRange(), gatewayBlock)
-		p := proxy.New(proxy.Config{Log: c.log})
+		source, release, err := c.gatewaySource()
+		if err != nil {
+			return nil, err
+		}
+		p := proxy.New(proxy.Config{Log: c.log, Source: source})
 		serve := func(t *table.Table) map[string]error { return failures(p.Apply(t)) }
 		cfg.Publisher = &gateway.Publisher{Serve: serve, Claim: link.AddAddress, Release: link.RemoveAddress}
 		stop = func(ctx context.Context) error {
@@ -54,11 +59,40 @@ func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
 			ctx, cancel := context.WithTimeout(ctx, gatewayDrain)
 			defer cancel()
 			p.Close(ctx)
-			return err
+			return errors.Join(err, release())
 		}
 	}
 	c.engine.Add(gateway.Loop(cfg), gateway.IngressLoop(cfg))
 	return stop, nil
+}
+
+// gatewaySource has gateways speak to pods from an address that network policies know them by, and not from the node's, of which they have
+// no say. What is not in the cluster's pod ranges is spoken to as by any process of the node.
+func (c *Cluster) gatewaySource() (source func(netip.Addr) netip.Addr, release func() error, err error) {
+	var own []netip.Addr
+	release = func() error {
+		var errs []error
+		for _, a := range own {
+			errs = append(errs, link.RemoveAddress(a))
+		}
+		return errors.Join(errs...)
+	}
+	for _, block := range c.nodeBlocks() {
+		a := policy.GatewayAddress(block)
+		if err := link.AddAddress(a); err != nil {
+			return nil, nil, errors.Join(err, release())
+		}
+		own = append(own, a)
+	}
+	ranges := c.podRanges()
+	return func(to netip.Addr) netip.Addr {
+		for i, a := range own {
+			if ranges[i].Contains(to) {
+				return a
+			}
+		}
+		return netip.Addr{}
+	}, release, nil
 }
 
 // lastBlock is the last block of that length in a range, not valid for what is not IPv4 or too small.

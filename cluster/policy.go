@@ -96,7 +96,7 @@ func podOf(r client.Reader, runtime container.Runtime, sandbox string) (*corev1.
 func (c *Cluster) startPolicy(context.Context) (func(context.Context) error, string, error) {
 	id := c.state.identity.ID
 	e, err := guard(policy.Config{Client: c.client, NodeName: c.cfg.NodeName, Table: policyTable(id),
-		Machine: []netip.Addr{c.serviceIP(dnsIndex)}, LogDenied: c.cfg.LogDenied, Log: c.log}, c.runtime, c.pods)
+		DNS: c.serviceIPs(dnsIndex), LogDenied: c.cfg.LogDenied, Log: c.log}, c.runtime, c.pods)
 	if err != nil {
 		return nil, "", err
 	}

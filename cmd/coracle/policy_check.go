@@ -227,6 +227,9 @@ func (s *situation) peers(text string) ([]policy.Peer, error) {
 		return []policy.Peer{{Namespace: name}}, nil
 	case "pod":
 		pod, ok := client.Pods.Get(s.snapshot, namespace, name)
+		if !ok && namespace == policy.StandInNamespace && (name == policy.GatewayStandIn || name == policy.DNSStandIn) {
+			return []policy.Peer{{Namespace: namespace, Pod: name}}, nil
+		}
 		if !ok {
 			return nil, fmt.Errorf("there is no pod %s in namespace %s", name, namespace)
 		}

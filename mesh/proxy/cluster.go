@@ -17,6 +17,7 @@ import (
 // cluster is what the proxy knows of a backend over tables: its endpoints' connections, health and load.
 type cluster struct {
 	id     string
+	source func(netip.Addr) netip.Addr // Config.Source
 	state  atomic.Pointer[clusterState]
 	active atomic.Int64
 	turn   atomic.Uint64
@@ -54,8 +55,8 @@ const (
 	defaultUnused = 50 * time.Second
 )
 
-func newCluster(b *table.Backend) *cluster {
-	c := &cluster{id: b.ID}
+func newCluster(b *table.Backend, source func(netip.Addr) netip.Addr) *cluster {
+	c := &cluster{id: b.ID, source: source}
 	c.update(b)
 	return c
 }

@@ -99,7 +99,11 @@ func (d *datagrams) session(from netip.AddrPort) *session {
 		d.l.p.stats.stream(rule.Name, false)
 		return nil
 	}
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(e.address))
+	var local *net.UDPAddr
+	if a := e.source(); a.IsValid() {
+		local = &net.UDPAddr{IP: a.AsSlice()}
+	}
+	conn, err := net.DialUDP("udp", local, net.UDPAddrFromAddrPort(e.address))
 	if err != nil {
 		return nil
 	}

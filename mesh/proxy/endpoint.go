@@ -224,6 +224,14 @@ func (e *endpoint) done() {
 
 var dialer = net.Dialer{KeepAlive: 30 * time.Second}
 
+// source is where connections to the endpoint come from, not valid for what the kernel chooses.
+func (e *endpoint) source() netip.Addr {
+	if e.cluster.source == nil {
+		return netip.Addr{}
+	}
+	return e.cluster.source(e.address.Addr())
+}
+
 // dial connects, TLS included.
 func (e *endpoint) dial(ctx context.Context, alpn []string) (net.Conn, error) {
 	b := e.cluster.state.Load().backend
@@ -233,7 +241,11 @@ func (e *endpoint) dial(ctx context.Context, alpn []string) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	c, err := dialer.DialContext(ctx, "tcp", e.name)
+	from := dialer
+	if a := e.source(); a.IsValid() {
+		from.LocalAddr = &net.TCPAddr{IP: a.AsSlice()}
+	}
+	c, err := from.DialContext(ctx, "tcp", e.name)
 	if err != nil {
 		return nil, &notSent{err}
 	}

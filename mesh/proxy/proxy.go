@@ -21,12 +21,15 @@ type Config struct {
 	Log *slog.Logger
 	// Access, if set, is called after every request, in the goroutine of its connection: it must be quick. See LogAccess.
 	Access func(*Access)
+	// Source, if set, gives the address from which endpoints are connected to; not valid for what the kernel chooses.
+	Source func(endpoint netip.Addr) netip.Addr
 }
 
 // Proxy is a data plane. Its methods may be called from any goroutine.
 type Proxy struct {
 	log     *slog.Logger
 	access  func(*Access)
+	source  func(netip.Addr) netip.Addr
 	ctx     context.Context
 	cancel  context.CancelFunc
 	current atomic.Pointer[view]
@@ -53,7 +56,7 @@ var quiet = log.New(io.Discard, "", 0)
 
 // New returns a proxy that serves nothing yet.
 func New(config Config) *Proxy {
-	p := &Proxy{log: config.Log, access: config.Access, listeners: map[string]*listener{}}
+	p := &Proxy{log: config.Log, access: config.Access, source: config.Source, listeners: map[string]*listener{}}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -103,7 +106,7 @@ func (p *Proxy) Apply(t *table.Table) error {
 		case had:
 			retired = append(retired, cl.update(change.New)...)
 		default:
-			put[id] = newCluster(change.New)
+			put[id] = newCluster(change.New, p.source)
 		}
 	}
 	p.current.Store(&view{table: t, clusters: old.clusters.With(put, remove)})

@@ -31,6 +31,9 @@ func (m *Model) party(p Peer, v6 bool) (party, error) {
 	switch {
 	case p.Pod != "":
 		found := m.pods[podKey{p.Namespace, p.Pod}]
+		if found == nil && p.Namespace == StandInNamespace {
+			found = m.standIns[p.Pod]
+		}
 		if found == nil {
 			return party{}, fmt.Errorf("no pod %s/%s in the pods' network", p.Namespace, p.Pod)
 		}
@@ -81,7 +84,7 @@ func (m *Model) decide(from, to *party, proto uint8, port uint16) Verdict {
 
 // judge asks the policies of one end.
 func (m *Model) judge(own, other *party, d Direction, proto uint8, port uint16) Step {
-	if own.pod == nil {
+	if own.pod == nil || own.pod.standIn {
 		return Step{Direction: d, Allowed: true, Reason: ReasonNoPod, Tier: TierDefault}
 	}
 	near := other.node != nil && own.pod.node == other.node.name

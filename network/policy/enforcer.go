@@ -27,8 +27,8 @@ type Config struct {
 	NodeName string
 	// Table is the name of the nftables table (family inet), which is the Enforcer's alone.
 	Table string
-	// Machine are addresses that the node bears beside those in its status (the cluster's DNS): traffic with them is never cut.
-	Machine []netip.Addr
+	// DNS are the addresses of the cluster's DNS, which the node bears: see DNSStandIn.
+	DNS []netip.Addr
 	// LogDenied has the kernel log refused packets, at most 10 a second for each refusal.
 	LogDenied bool
 	Log       *slog.Logger
@@ -220,7 +220,7 @@ func (e *Enforcer) sync() error {
 
 // fresh is the plan of a snapshot.
 func (e *Enforcer) fresh(s store.Snapshot) *plan {
-	p := newPlan(e.cfg.NodeName, e.cfg.Machine)
+	p := newPlan(e.cfg.NodeName, e.cfg.DNS)
 	for _, resource := range []string{client.Namespaces.Name, client.Nodes.Name, client.Pods.Name} {
 		for entry := range s.List(resource, "", nil) {
 			p.put(entry)

@@ -27,6 +27,8 @@ type pod struct {
 	node  string
 	addrs []netip.Addr
 	ports []namedPort
+	// standIn says that it is no pod but a part of the program in the place of one.
+	standIn bool
 }
 
 type namedPort struct {
@@ -49,6 +51,8 @@ type node struct {
 	name   string
 	labels labels.Set
 	addrs  []netip.Addr
+	// gateways are the addresses from which its gateways speak to pods.
+	gateways []netip.Addr
 }
 
 // party is one end of a flow as rules see it. At most one of pod and node is set.
@@ -68,6 +72,7 @@ type Model struct {
 	nodes    map[string]*node
 	byAddr   map[netip.Addr]party
 	spaces   map[string]labels.Set
+	standIns map[string]*pod
 	// programs remembers what was found out about each pod (programKey -> *program): a matrix asks about each many times.
 	programs *sync.Map
 }
@@ -103,6 +108,7 @@ func Read(s store.Snapshot) *Model {
 			m.byAddr[a] = party{node: read, addr: a}
 		}
 	}
+	m.readStandIns(s)
 	for p := range client.Pods.List(s, "") {
 		if !onNetwork(p) {
 			continue
@@ -203,7 +209,7 @@ func podAddrs(p *corev1.Pod) []netip.Addr {
 }
 
 func readNode(n *corev1.Node) *node {
-	r := &node{name: n.Name, labels: n.Labels}
+	r := &node{name: n.Name, labels: n.Labels, gateways: gatewayAddrs(n)}
 	for _, a := range n.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP && a.Type != corev1.NodeExternalIP {
 			continue

@@ -13,8 +13,7 @@ import (
 // plan is what the node's filter has to hold, kept up to date change by change: pure, in proportion to what changed. Changes gather
 // until take hands them out as one transaction. It is used by one goroutine at a time.
 type plan struct {
-	node     string              // the name of this node
-	machine  map[netip.Addr]bool // further addresses that this node bears, never restricted
+	node     string // the name of this node
 	spaces   map[string]labels.Set
 	pods     map[podKey]*pod
 	nodes    map[string]*node
@@ -27,12 +26,18 @@ type plan struct {
 	admitted map[netip.Addr]podKey
 	// held are admitted pods that the API has forgotten, or calls ended: while their sandbox is there, their verdicts are too.
 	held map[podKey]bool
+	// standIns by name; dns and gateways are their addresses, the latter with how many nodes have them.
+	standIns map[string]*pod
+	dns      map[netip.Addr]bool
+	gateways map[netip.Addr]int
 
 	chains   map[string]*chain
 	bindings map[place]string
 	// gathered since the last take:
 	bound          map[place]string    // what was bound before
 	added, removed map[netip.Addr]bool // addresses of the machine
+	// stands are the addresses here of stand-ins that the filter has.
+	stands map[netip.Addr]bool
 	// applied are the refusals that are there.
 	applied map[string]bool
 	// quiet are addresses that came with this change: there is nothing to cut.
@@ -60,12 +65,13 @@ type chain struct {
 	there  bool
 }
 
-func newPlan(nodeName string, machine []netip.Addr) *plan {
-	p := &plan{node: nodeName, machine: map[netip.Addr]bool{}, spaces: map[string]labels.Set{}, pods: map[podKey]*pod{},
+func newPlan(nodeName string, dns []netip.Addr) *plan {
+	p := &plan{node: nodeName, spaces: map[string]labels.Set{}, pods: map[podKey]*pod{},
 		nodes: map[string]*node{}, bearers: map[netip.Addr]*node{}, policies: map[Ref]*ruleset{}, owners: map[netip.Addr][]*pod{}, admitted: map[netip.Addr]podKey{}, held: map[podKey]bool{},
 		chains: map[string]*chain{}, bindings: map[place]string{}, applied: map[string]bool{}}
-	for _, a := range machine {
-		p.machine[a] = true
+	p.standIns, p.dns, p.gateways, p.stands = standIns(nil), map[netip.Addr]bool{}, map[netip.Addr]int{}, map[netip.Addr]bool{}
+	for _, a := range dns {
+		p.dns[a] = true
 	}
 	p.settle()
 	return p
@@ -90,6 +96,9 @@ func (p *plan) owner(a netip.Addr) *pod {
 
 // at is who has an address.
 func (p *plan) at(a netip.Addr) party {
+	if s := p.standing(a); s != nil {
+		return party{pod: s, addr: a}
+	}
 	if owner := p.owner(a); owner != nil {
 		return party{pod: owner, addr: a}
 	}
@@ -99,7 +108,7 @@ func (p *plan) at(a netip.Addr) party {
 // local says whether the pod at an address runs here.
 func (p *plan) local(a netip.Addr, owner *pod) bool {
 	_, admitted := p.admitted[a]
-	return owner != nil && (admitted || owner.node == p.node)
+	return owner != nil && !owner.standIn && (admitted || owner.node == p.node)
 }
 
 // setPod takes in what a pod is now, nil for gone.
@@ -204,6 +213,10 @@ func (p *plan) setSpace(name string, now labels.Set, known bool) {
 	} else {
 		delete(p.spaces, name)
 	}
+	if name == StandInNamespace {
+		p.standIns = standIns(p.spaces)
+		p.eachStandIn(p.refresh)
+	}
 	for key, o := range p.pods {
 		if key.namespace == name {
 			fresh := *o
@@ -216,7 +229,7 @@ func (p *plan) setSpace(name string, now labels.Set, known bool) {
 // setNode takes in what a node is now, nil for gone.
 func (p *plan) setNode(name string, now *node) {
 	old := p.nodes[name]
-	if old != nil && now != nil && maps.Equal(old.labels, now.labels) && slices.Equal(old.addrs, now.addrs) {
+	if old != nil && now != nil && maps.Equal(old.labels, now.labels) && slices.Equal(old.addrs, now.addrs) && slices.Equal(old.gateways, now.gateways) {
 		return
 	}
 	dirty := map[netip.Addr]bool{}
@@ -225,6 +238,12 @@ func (p *plan) setNode(name string, now *node) {
 			dirty[a] = true
 			delete(p.bearers, a)
 		}
+		for _, a := range old.gateways {
+			dirty[a] = true
+			if p.gateways[a]--; p.gateways[a] == 0 {
+				delete(p.gateways, a)
+			}
+		}
 	}
 	delete(p.nodes, name)
 	if now != nil {
@@ -232,6 +251,10 @@ func (p *plan) setNode(name string, now *node) {
 		for _, a := range now.addrs {
 			dirty[a] = true
 			p.bearers[a] = now
+		}
+		for _, a := range now.gateways {
+			dirty[a] = true
+			p.gateways[a]++
 		}
 	}
 	for a := range dirty {
@@ -432,6 +455,7 @@ func (p *plan) ensure(name string, at place, g *program, own *pod) {
 			p.know(c, &party{pod: owner, addr: a})
 		}
 	}
+	p.eachStandIn(func(a netip.Addr) { p.know(c, &party{pod: p.standing(a), addr: a}) })
 	for _, n := range p.nodes {
 		for _, a := range n.addrs {
 			if p.owner(a) == nil {
@@ -455,6 +479,7 @@ func (c *compiler) same(g *program) bool {
 // are no longer allowed.
 func (p *plan) take(replace bool) (*filter.Change, map[netip.Addr]bool) {
 	change := &filter.Change{Replace: replace, AddMachine: slices.Collect(maps.Keys(p.added)), RemoveMachine: slices.Collect(maps.Keys(p.removed))}
+	p.takeStandIns(change)
 	suspects := map[netip.Addr]bool{}
 	for at, old := range p.bound {
 		if now := p.bindings[at]; now != old {
@@ -535,7 +560,7 @@ func (c *chain) take(name string, suspects map[netip.Addr]bool) (filter.ChainCha
 
 // allowed decides about a connection that is there, as far as the pods that run here have a say.
 func (p *plan) allowed(from, to netip.Addr, proto uint8, port uint16, programs map[place]*program) bool {
-	if from == to || p.machine[to] || p.machine[from] {
+	if from == to {
 		return true
 	}
 	src, dst := p.at(from), p.at(to)

@@ -104,12 +104,15 @@ type Change struct {
 	Bindings       []Binding
 	AddMachine     []netip.Addr
 	RemoveMachine  []netip.Addr
-	Cut            []Flow
+	// AddStandIns and RemoveStandIns are addresses of the machine whose traffic with others is decided about as that which goes
+	// through the machine.
+	AddStandIns, RemoveStandIns []netip.Addr
+	Cut                         []Flow
 }
 
 // Empty says that there is nothing to do.
 func (c *Change) Empty() bool {
-	return !c.Replace && len(c.AddRefusals)+len(c.RemoveRefusals)+len(c.Chains)+len(c.Bindings)+len(c.AddMachine)+len(c.RemoveMachine)+len(c.Cut) == 0
+	return !c.Replace && len(c.AddRefusals)+len(c.RemoveRefusals)+len(c.Chains)+len(c.Bindings)+len(c.AddMachine)+len(c.RemoveMachine)+len(c.AddStandIns)+len(c.RemoveStandIns)+len(c.Cut) == 0
 }
 
 // Table lets packets between addresses pass or not, for IPv4 and IPv6, in a table of its own. Addresses without a binding are not
@@ -220,8 +223,10 @@ func (f *Table) Commit(c *Change) error {
 		f.unbind(old)
 	}
 	f.bind(c.Bindings)
-	f.machine(c.AddMachine, f.conn.SetAddElements)
-	f.machine(c.RemoveMachine, f.conn.SetDeleteElements)
+	f.machine("machine", c.AddMachine, f.conn.SetAddElements)
+	f.machine("machine", c.RemoveMachine, f.conn.SetDeleteElements)
+	f.machine("standin", c.AddStandIns, f.conn.SetAddElements)
+	f.machine("standin", c.RemoveStandIns, f.conn.SetDeleteElements)
 	f.cut(c.Cut)
 	for i := range c.Chains {
 		if c.Chains[i].Remove {
@@ -410,9 +415,9 @@ func (f *Table) guard(addr netip.Addr, on bool) {
 	must(change(f.fixed["guarded"+suffix], []nftables.SetElement{{Key: addr.AsSlice()}}))
 }
 
-func (f *Table) machine(addrs []netip.Addr, change func(*nftables.Set, []nftables.SetElement) error) {
+func (f *Table) machine(set string, addrs []netip.Addr, change func(*nftables.Set, []nftables.SetElement) error) {
 	for _, a := range addrs {
-		must(change(f.fixed["machine"+family(a.Is6())], []nftables.SetElement{{Key: a.AsSlice()}}))
+		must(change(f.fixed[set+family(a.Is6())], []nftables.SetElement{{Key: a.AsSlice()}}))
 	}
 }
 

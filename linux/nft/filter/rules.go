@@ -85,6 +85,7 @@ func fixedSets(v6 bool) []*nftables.Set {
 		{Name: "self" + n, Concatenation: true, KeyType: nftables.MustConcatSetType(addr, addr)},
 		{Name: "guarded" + n, KeyType: addr},
 		{Name: "machine" + n, KeyType: addr},
+		{Name: "standin" + n, KeyType: addr},
 		{Name: "cut" + n, Concatenation: true, HasTimeout: true, Timeout: cutTime,
 			KeyType: nftables.MustConcatSetType(addr, addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)},
 	}
@@ -182,16 +183,18 @@ func (f *Table) skeleton() {
 	base := func(name string, hook *nftables.ChainHook) *nftables.Chain {
 		return f.conn.AddChain(&nftables.Chain{Name: name, Table: f.table, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter})
 	}
-	forward, input := base("forward", nftables.ChainHookForward), base("input", nftables.ChainHookInput)
+	forward, input, output := base("forward", nftables.ChainHookForward), base("input", nftables.ChainHookInput), base("output", nftables.ChainHookOutput)
 	known := append(state(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept, ""))
 	f.rules(forward, [][]expr.Any{known})
 	f.rules(input, [][]expr.Any{known})
+	// Answers to datagrams that nobody keeps track of: the question was decided about.
+	f.rules(output, [][]expr.Any{known, append(state(expr.CtStateBitUNTRACKED), verdict(expr.VerdictAccept, ""))})
 	for _, v6 := range []bool{false, true} {
-		f.familySkeleton(v6, forward, input)
+		f.familySkeleton(v6, forward, input, output)
 	}
 }
 
-func (f *Table) familySkeleton(v6 bool, forward, input *nftables.Chain) {
+func (f *Table) familySkeleton(v6 bool, forward, input, output *nftables.Chain) {
 	n := family(v6)
 	for _, set := range fixedSets(v6) {
 		set.Table, set.ID = f.table, f.nextID()
@@ -219,7 +222,12 @@ func (f *Table) familySkeleton(v6 bool, forward, input *nftables.Chain) {
 	})
 	f.rules(near, [][]expr.Any{{dst, among(f.fixed["machine"+n]), src, ask(f.fixed[hookMap(Near, v6)])}})
 	f.rules(forward, [][]expr.Any{append(ofFamily(v6), verdict(expr.VerdictJump, through.Name))})
-	f.rules(input, [][]expr.Any{append(ofFamily(v6), verdict(expr.VerdictJump, near.Name))})
+	jumpThrough := verdict(expr.VerdictJump, through.Name)
+	f.rules(input, [][]expr.Any{
+		append(ofFamily(v6), dst, among(f.fixed["standin"+n]), jumpThrough),
+		append(ofFamily(v6), verdict(expr.VerdictJump, near.Name)),
+	})
+	f.rules(output, [][]expr.Any{append(ofFamily(v6), src, among(f.fixed["standin"+n]), jumpThrough)})
 }
 
 // writeRules makes a chain's rules anew: a question to each map in which there is something, then the default.

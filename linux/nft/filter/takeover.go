@@ -10,7 +10,7 @@ import (
 
 // layout is the name of an empty chain that says how the fixed part of the table is made. A table of another layout is not taken
 // over but made anew: who changes that part, changes the number.
-const layout = "layout_1"
+const layout = "layout_2"
 
 // inventory is what an earlier start left.
 type inventory struct {
