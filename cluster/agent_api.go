@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -132,17 +133,32 @@ func (c *Cluster) caller(r *http.Request) (client.User, bool) {
 	if !ok {
 		return client.User{}, false
 	}
-	out, err := c.client.Create(r.Context(), "tokenreviews.authentication.k8s.io",
-		&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, client.WriteOptions{})
-	if err != nil {
-		return client.User{}, false
-	}
-	status := out.(*authenticationv1.TokenReview).Status
-	u := client.User{Name: status.User.Username, UID: status.User.UID, Groups: status.User.Groups, Extra: map[string][]string{}}
-	for k, v := range status.User.Extra {
-		u.Extra[k] = v
-	}
-	return u, status.Authenticated
+	found, err := c.nodeReviews.tokens.get(r.Context(), sha256.Sum256([]byte(token)), func(ctx context.Context) (tokenOwner, time.Duration, error) {
+		out, err := c.client.Create(ctx, "tokenreviews.authentication.k8s.io",
+			&authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, client.WriteOptions{})
+		if err != nil {
+			return tokenOwner{}, 0, err
+		}
+		status := out.(*authenticationv1.TokenReview).Status
+		u := client.User{Name: status.User.Username, UID: status.User.UID, Groups: status.User.Groups, Extra: map[string][]string{}}
+		for k, v := range status.User.Extra {
+			u.Extra[k] = v
+		}
+		return tokenOwner{u, status.Authenticated}, tokenLife, nil
+	})
+	return found.user, err == nil && found.known
+}
+
+// nodeReviews are what the control plane said of those who call a node's API.
+type nodeReviews struct {
+	tokens reviews[tokenOwner]
+	rights reviews[bool]
+}
+
+// tokenOwner is who has a token. known is false for a token of nobody.
+type tokenOwner struct {
+	user  client.User
+	known bool
 }
 
 // mayUse asks the control plane for one of several rights after the other.
@@ -155,9 +171,22 @@ func (c *Cluster) may(ctx context.Context, u client.User, a *authorizationv1.Res
 	for k, v := range u.Extra {
 		extra[k] = v
 	}
-	out, err := c.client.Create(ctx, "subjectaccessreviews.authorization.k8s.io", &authorizationv1.SubjectAccessReview{
-		Spec: authorizationv1.SubjectAccessReviewSpec{User: u.Name, UID: u.UID, Groups: u.Groups, Extra: extra, ResourceAttributes: a}}, client.WriteOptions{})
-	return err == nil && out.(*authorizationv1.SubjectAccessReview).Status.Allowed
+	spec := authorizationv1.SubjectAccessReviewSpec{User: u.Name, UID: u.UID, Groups: u.Groups, Extra: extra, ResourceAttributes: a}
+	question, err := json.Marshal(spec) // keys of maps are in order
+	if err != nil {
+		return false
+	}
+	allowed, err := c.nodeReviews.rights.get(ctx, sha256.Sum256(question), func(ctx context.Context) (bool, time.Duration, error) {
+		out, err := c.client.Create(ctx, "subjectaccessreviews.authorization.k8s.io", &authorizationv1.SubjectAccessReview{Spec: spec}, client.WriteOptions{})
+		if err != nil {
+			return false, 0, err
+		}
+		if out.(*authorizationv1.SubjectAccessReview).Status.Allowed {
+			return true, allowedLife, nil
+		}
+		return false, deniedLife, nil
+	})
+	return err == nil && allowed
 }
 
 // verbs are what methods are in terms of rights. Other methods have no verb, which only those have who may do anything.

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/controllers/nodejoin"
 	"coracle.dev/coracle/node/metricsapi"
 	"coracle.dev/coracle/node/simulated"
 )
@@ -31,9 +32,6 @@ type farNodes struct {
 	transport *http.Transport
 }
 
-// kubeletClientName is who the API server is to nodes.
-const kubeletClientName = "kube-apiserver-kubelet-client"
-
 // reach is the transport to nodes: they are believed by the cluster's authority for the address at which they are
 // reached, and shown a certificate of the API server.
 func (c *Cluster) reach() *http.Transport {
@@ -42,7 +40,7 @@ func (c *Cluster) reach() *http.Transport {
 		cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
 		cfg.RootCAs.AddCert(c.keys.caCert)
 		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert, key, err := c.keys.issue(leaf{name: "kubelet-client", cn: kubeletClientName, orgs: []string{client.GroupMasters}}, c.now())
+			cert, key, err := c.keys.issue(leaf{name: "kubelet-client", cn: nodejoin.ServerUser}, c.now())
 			if err != nil {
 				return nil, err
 			}

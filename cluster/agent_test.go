@@ -28,6 +28,7 @@ import (
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/client"
+	"coracle.dev/coracle/controllers/nodejoin"
 )
 
 // TestNodeRights: each path of a node's API needs the rights that upstream's needs.
@@ -94,7 +95,7 @@ func (r *reviewer) Create(_ context.Context, resource string, obj api.Object, _ 
 }
 
 // TestWhoMayUseTheNodeAPI: nobody without a name, nobody without a right, nobody while the control plane cannot be asked, and
-// the API server always.
+// administrators always.
 func TestWhoMayUseTheNodeAPI(t *testing.T) {
 	shown := func(name string, until time.Duration, groups ...string) *tls.ConnectionState {
 		leaf := &x509.Certificate{Subject: pkix.Name{CommonName: name, Organization: groups}, NotAfter: time.Now().Add(until)}
@@ -113,9 +114,10 @@ func TestWhoMayUseTheNodeAPI(t *testing.T) {
 	}{
 		{name: "nobody", want: 401},
 		{name: "a certificate that nobody vouches for", tls: unverified, want: 401},
-		{name: "the API server", tls: shown(kubeletClientName, time.Hour, client.GroupMasters), path: "/exec/a/b/c", want: 200},
-		{name: "the API server while nobody answers", tls: shown(kubeletClientName, time.Hour, client.GroupMasters), down: true, want: 200},
-		{name: "a certificate of before", tls: shown(kubeletClientName, -time.Hour, client.GroupMasters), want: 401},
+		{name: "the API server without its binding", tls: shown(nodejoin.ServerUser, time.Hour), path: "/exec/a/b/c", want: 403},
+		{name: "an administrator", tls: shown("admin", time.Hour, client.GroupMasters), path: "/exec/a/b/c", want: 200},
+		{name: "an administrator while nobody answers", tls: shown("admin", time.Hour, client.GroupMasters), down: true, want: 200},
+		{name: "a certificate of before", tls: shown("admin", -time.Hour, client.GroupMasters), want: 401},
 		{name: "a certificate without a name", tls: shown("", time.Hour, client.GroupMasters), want: 401},
 		{name: "another node", tls: shown("system:node:other", time.Hour, client.GroupNodes), path: "/exec/a/b/c", want: 403},
 		{name: "a bad token", token: "bad", want: 401},
@@ -152,6 +154,75 @@ func TestWhoMayUseTheNodeAPI(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReviewsAreKept: for as long as kubelets keep them, failures not at all, never more than the bound, and the same question is
+// asked once at a time.
+func TestReviewsAreKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r reviews[int]
+		asked := 0
+		get := func(key byte, life time.Duration, failed error) (int, error) {
+			return r.get(t.Context(), reviewKey{key}, func(context.Context) (int, time.Duration, error) {
+				asked++
+				time.Sleep(time.Second)
+				return asked, life, failed
+			})
+		}
+		if _, err := get(1, time.Minute, errors.New("down")); err == nil {
+			t.Error("a failure is an answer")
+		}
+		first, _ := get(1, time.Minute, nil)
+		if again, _ := get(1, time.Minute, nil); first != 2 || again != first {
+			t.Errorf("%d, then %d", first, again)
+		}
+		time.Sleep(time.Minute)
+		if later, _ := get(1, time.Minute, nil); later != 3 {
+			t.Errorf("after its life: %d", later)
+		}
+		for range 5 {
+			go get(2, time.Minute, nil)
+		}
+		synctest.Wait()
+		if asked != 4 {
+			t.Errorf("asked %d times at once", asked-3)
+		}
+		for i := range reviewsOfAKind + 10 {
+			r.keep(reviewKey{1, byte(i), byte(i >> 8)}, review[int]{})
+		}
+		if len(r.kept) != reviewsOfAKind {
+			t.Errorf("%d are kept", len(r.kept))
+		}
+		time.Sleep(time.Minute)
+	})
+}
+
+// TestNodeAsksOnce: who calls a node's API again and again is not a load of the control plane's.
+func TestNodeAsksOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		control := &reviewer{user: "robot", allowed: []string{"metrics"}}
+		node := &Cluster{cfg: Config{NodeName: "n"}, client: control}
+		handler := node.guarded(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		call := func(token, path string) {
+			r := httptest.NewRequest("GET", path, nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			handler.ServeHTTP(httptest.NewRecorder(), r)
+		}
+		for range 10 {
+			call("good", "/metrics")
+			call("good", "/stats/summary")
+			call("bad", "/metrics")
+		}
+		if control.asked != 4 {
+			t.Errorf("asked %d times, want 2 tokens and 2 rights", control.asked)
+		}
+		time.Sleep(deniedLife + time.Second)
+		call("good", "/metrics")
+		call("good", "/stats/summary")
+		if control.asked != 5 {
+			t.Errorf("asked %d times, want the denied right again", control.asked)
+		}
+	})
 }
 
 // signer is an authority that approves and signs after some questions.
@@ -346,5 +417,34 @@ func TestNodeIPs(t *testing.T) {
 	foreign := networkPlan{Hosts: []netip.Addr{netip.MustParseAddr("192.0.2.177")}}
 	if got, err := foreign.hosts(); err == nil {
 		t.Errorf("%v is believed to be this machine's", got)
+	}
+}
+
+// TestLeafOfOthersIsReplaced: a certificate on disk is used again for the same subject only. That of the API server as a client of
+// nodes was an administrator's once.
+func TestLeafOfOthersIsReplaced(t *testing.T) {
+	now := time.Now()
+	p, err := loadAuthority(t.TempDir(), "ca", "ca", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subject := func(l leaf) (string, []byte) {
+		data, _, err := p.issue(l, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := parseCert(data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.Subject.String(), data
+	}
+	subject(leaf{name: "client", cn: nodejoin.ServerUser, orgs: []string{client.GroupMasters}})
+	got, first := subject(leaf{name: "client", cn: nodejoin.ServerUser})
+	if got != "CN="+nodejoin.ServerUser {
+		t.Errorf("the subject is %s", got)
+	}
+	if _, again := subject(leaf{name: "client", cn: nodejoin.ServerUser}); string(again) != string(first) {
+		t.Error("a good certificate was replaced")
 	}
 }

@@ -54,16 +54,17 @@ type Options struct {
 
 // Cluster is a running cluster. Its methods are safe for concurrent use.
 type Cluster struct {
-	cfg      Config
-	log      *slog.Logger
-	progress func(Step)
-	began    time.Time
-	ready    time.Duration
-	url      string
-	context  string
-	memory   *Memory // nil: it has a data directory and a port
-	agent    *agent  // nil: it has a control plane of its own
-	now      func() time.Time
+	cfg         Config
+	log         *slog.Logger
+	progress    func(Step)
+	began       time.Time
+	ready       time.Duration
+	url         string
+	context     string
+	memory      *Memory // nil: it has a data directory and a port
+	agent       *agent  // nil: it has a control plane of its own
+	nodeReviews nodeReviews
+	now         func() time.Time
 
 	// The parts, in the order in which they are made.
 	state *state

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -104,7 +105,7 @@ type leaf struct {
 }
 
 // issue returns certificate and key of a leaf in PEM: those on disk if they are
-// still good for all hosts, otherwise new ones.
+// still good for this subject and all hosts, otherwise new ones.
 func (p *authority) issue(l leaf, now time.Time) (cert, key []byte, err error) {
 	certPath := file(p.dir, l.name+".crt")
 	private, err := loadKey(file(p.dir, l.name+".key"))
@@ -149,6 +150,9 @@ func (p *authority) good(c *x509.Certificate, l leaf, key *ecdsa.PrivateKey, now
 	}
 	if pub, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(&key.PublicKey) {
 		return false
+	}
+	if c.Subject.CommonName != l.cn || !slices.Equal(c.Subject.Organization, l.orgs) {
+		return false // another release gave it other rights
 	}
 	for _, h := range l.hosts {
 		if c.VerifyHostname(h) != nil {

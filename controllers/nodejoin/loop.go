@@ -35,6 +35,9 @@ const DNSConfigMap = "coredns"
 // filter of packets need.
 const nodeRole = "coracle:node"
 
+// ServerUser is who the API server is to nodes. It has the rights to their API and no others.
+const ServerUser = "kube-apiserver-kubelet-client"
+
 // Network is what a node must know of the cluster.
 type Network struct {
 	// Domain is that of the cluster's DNS.
@@ -164,6 +167,9 @@ func objects(n Network) map[reconcile.Key]api.Object {
 		{Verbs: read, APIGroups: []string{"policy.networking.k8s.io"}, Resources: []string{"clusternetworkpolicies"}},
 	}})
 	bind(nodeRole, nodeRole, client.GroupNodes)
+	add(client.ClusterRoleBindings.Name, &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: ServerUser},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "system:kubelet-api-admin"},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: ServerUser}}})
 	meta := metav1.ObjectMeta{Namespace: metav1.NamespaceSystem, Name: "coracle:node-config"}
 	add(client.Roles.Name, &rbacv1.Role{ObjectMeta: meta, Rules: []rbacv1.PolicyRule{
 		{Verbs: read, APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{ConfigMap, DNSConfigMap}}}})

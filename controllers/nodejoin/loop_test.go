@@ -56,6 +56,25 @@ func TestObjectsAreThere(t *testing.T) {
 	}, Loop(network))
 }
 
+// TestServerIsNotMaster: what the API server shows to nodes has rights to nodes' APIs and no others, whoever steals it.
+func TestServerIsNotMaster(t *testing.T) {
+	bound := map[string]bool{}
+	for _, obj := range objects(network) {
+		b, ok := obj.(*rbacv1.ClusterRoleBinding)
+		if !ok {
+			continue
+		}
+		for _, s := range b.Subjects {
+			if s.Kind == rbacv1.UserKind && s.Name == ServerUser {
+				bound[b.RoleRef.Name] = true
+			}
+		}
+	}
+	if len(bound) != 1 || !bound["system:kubelet-api-admin"] {
+		t.Errorf("bound to %v", bound)
+	}
+}
+
 // TestNodesMayNotReadSecrets: what all nodes may is to read what names, ways and policies are made of, and nothing else.
 func TestNodesMayNotReadSecrets(t *testing.T) {
 	for key, obj := range objects(network) {
