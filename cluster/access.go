@@ -17,6 +17,8 @@ type Access struct {
 	ConfigFile string
 	// OIDC names one issuer without such a file. Not both.
 	OIDC oidc.Flags
+	// TokenFile lists tokens and whose they are (authn.LoadStatic); "" for none. It is read at the start.
+	TokenFile string
 }
 
 // check says what is wrong.
@@ -46,12 +48,20 @@ func (c *Cluster) access() ([]authn.Verifier, func(path string) bool, error) {
 		}
 		return []authn.Verifier{c.memory.Users}, nil, nil
 	}
+	var verifiers []authn.Verifier
+	if path := c.cfg.Access.TokenFile; path != "" {
+		static, err := authn.LoadStatic(path)
+		if err != nil {
+			return nil, nil, err
+		}
+		verifiers = append(verifiers, static)
+	}
 	config, err := c.cfg.Access.load(c.issuer())
 	if config == nil || err != nil {
-		return nil, nil, err
+		return verifiers, nil, err
 	}
-	verifiers, err := config.Verifiers(time.Now)
-	return verifiers, config.Anonymous(), err
+	issuers, err := config.Verifiers(time.Now)
+	return append(verifiers, issuers...), config.Anonymous(), err
 }
 
 // newNodes is what nodes that join are told: where they reach the API, and whom they believe.

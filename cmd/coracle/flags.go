@@ -51,6 +51,7 @@ func addConfig(c *cobra.Command, cfg *cluster.Config) {
 	f.StringVar(&cfg.EncryptionConfig, "encryption-provider-config", "", "file that says which resources are encrypted at rest, and with which keys")
 	f.BoolVar(&cfg.EncryptionReload, "encryption-provider-config-automatic-reload", false, "take that file over whenever it changes, without a restart")
 	f.StringVar(&cfg.Access.ConfigFile, "authentication-config", "", "file with an AuthenticationConfiguration: issuers of tokens to trust, and where anonymous requests are let in")
+	f.StringVar(&cfg.Access.TokenFile, "token-auth-file", "", "file with tokens and whose they are, each a line: token,user,uid,\"group1,group2\"")
 	f.StringVar(&cfg.Access.OIDC.IssuerURL, "oidc-issuer-url", "", "URL of an OpenID Connect issuer to trust")
 	f.StringVar(&cfg.Access.OIDC.ClientID, "oidc-client-id", "", "audience that the issuer's tokens must have")
 	f.StringVar(&cfg.Access.OIDC.UsernameClaim, "oidc-username-claim", "sub", "claim that holds the name of the user")
