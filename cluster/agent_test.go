@@ -190,8 +190,11 @@ func TestReviewsAreKept(t *testing.T) {
 		for i := range reviewsOfAKind + 10 {
 			r.keep(reviewKey{1, byte(i), byte(i >> 8)}, review[int]{})
 		}
-		if len(r.kept) != reviewsOfAKind {
-			t.Errorf("%d are kept", len(r.kept))
+		r.mu.Lock()
+		kept := len(r.kept)
+		r.mu.Unlock()
+		if kept != reviewsOfAKind {
+			t.Errorf("%d are kept", kept)
 		}
 		time.Sleep(time.Minute)
 	})
