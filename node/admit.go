@@ -69,7 +69,7 @@ func fits(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *rejection {
 	if max, ok := node.Status.Allocatable[corev1.ResourcePods]; ok && int64(len(others))+1 > max.Value() {
 		return outOf(corev1.ResourcePods, 1, int64(len(others)), max.Value())
 	}
-	want := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+	want := resourcehelper.PodRequests(withoutDevices(pod), resourcehelper.PodResourcesOptions{})
 	used := corev1.ResourceList{}
 	for _, o := range others {
 		for name, q := range resourcehelper.PodRequests(o, resourcehelper.PodResourcesOptions{UseStatusResources: true}) {
@@ -104,6 +104,25 @@ func fits(pod *corev1.Pod, node *corev1.Node, others []*corev1.Pod) *rejection {
 		}
 	}
 	return nil
+}
+
+// withoutDevices is a pod without the extended resources that its claim for them gives its containers (KEP-5004).
+func withoutDevices(pod *corev1.Pod) *corev1.Pod {
+	st := pod.Status.ExtendedResourceClaimStatus
+	if st == nil {
+		return pod
+	}
+	out := pod.DeepCopy()
+	for _, list := range [][]corev1.Container{out.Spec.InitContainers, out.Spec.Containers} {
+		for i := range list {
+			for _, m := range st.RequestMappings {
+				if m.ContainerName == list[i].Name {
+					delete(list[i].Resources.Requests, corev1.ResourceName(m.ResourceName))
+				}
+			}
+		}
+	}
+	return out
 }
 
 func plainResource(name corev1.ResourceName) bool {

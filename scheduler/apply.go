@@ -34,6 +34,15 @@ func (s *Scheduler) refuse(ctx context.Context, it *item, d Decision) error {
 			return err
 		}
 	}
+	if d.needs != nil && d.needs.special != nil && d.needs.special.stale != nil {
+		if err := s.do(ctx, func(work context.Context) {
+			if err := s.removeSpecial(work, d.needs.special.stale); err != nil && work.Err() == nil {
+				s.Log.Warn("claim for extended resources could not be removed", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+			}
+		}); err != nil {
+			return err
+		}
+	}
 	var nominated *string
 	switch {
 	case d.Nominated != "":

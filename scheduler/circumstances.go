@@ -12,7 +12,8 @@ import (
 )
 
 // circumstances looks up what a pod names.
-func (s *Scheduler) circumstances(snap store.Snapshot, pod *corev1.Pod) Circumstances {
+func (s *Scheduler) circumstances(snap store.Snapshot, p *pod) Circumstances {
+	pod := p.object
 	var about Circumstances
 	var claims []string
 	for i := range pod.Spec.Volumes {
@@ -27,8 +28,8 @@ func (s *Scheduler) circumstances(snap store.Snapshot, pod *corev1.Pod) Circumst
 	if len(claims) > 0 {
 		about.finishClaims(snap, claims)
 	}
-	if len(pod.Spec.ResourceClaims) > 0 {
-		about.needs, about.Problem, about.waits = s.needsOf(snap, pod)
+	if len(pod.Spec.ResourceClaims)+len(p.asks.extended) > 0 {
+		about.needs, about.Problem, about.waits = s.needsOf(snap, p)
 		if about.claimProblem = about.Problem != ""; about.claimProblem {
 			return about
 		}

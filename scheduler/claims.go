@@ -34,9 +34,12 @@ type needs struct {
 	// open are the claims that have no devices yet.
 	open      []*resourcev1.ResourceClaim
 	allocator structured.Allocator
-	now       time.Time
+	// special is what the pod needs of devices for extended resources, nil for nothing; classOf gives their classes.
+	special *special
+	classOf func(corev1.ResourceName) *resourcev1.DeviceClass
+	now     time.Time
 
-	// found are the devices for open, by node; refused why a node has none.
+	// found are the devices for open and then for the node's variant of special, by node; refused why a node has none.
 	found   map[*node][]resourcev1.AllocationResult
 	refused map[*node]*reason
 	reasons map[string]*reason
@@ -47,8 +50,9 @@ type needs struct {
 
 // needsOf looks up the claims of a pod, nil if it has none. problem keeps it off all nodes; waits says that the claims are still being
 // made, of which nothing is told.
-func (s *Scheduler) needsOf(snap store.Snapshot, pod *corev1.Pod) (n *needs, problem string, waits bool) {
-	n = &needs{pod: pod, now: s.Now(), found: map[*node][]resourcev1.AllocationResult{}, refused: map[*node]*reason{}, reasons: map[string]*reason{},
+func (s *Scheduler) needsOf(snap store.Snapshot, p *pod) (n *needs, problem string, waits bool) {
+	pod := p.object
+	n = &needs{pod: pod, now: s.Now(), classOf: s.devices.classOf, found: map[*node][]resourcev1.AllocationResult{}, refused: map[*node]*reason{}, reasons: map[string]*reason{},
 		stuck: map[*resourcev1.ResourceClaim]bool{}}
 	for i := range pod.Spec.ResourceClaims {
 		name, mustOwn, err := resourceclaim.Name(pod, &pod.Spec.ResourceClaims[i])
@@ -74,10 +78,11 @@ func (s *Scheduler) needsOf(snap store.Snapshot, pod *corev1.Pod) (n *needs, pro
 			return nil, problem, false
 		}
 	}
-	if len(n.claims) == 0 {
+	n.special = s.specialOf(p)
+	if len(n.claims) == 0 && n.special == nil {
 		return nil, "", false
 	}
-	if len(n.open) > 0 {
+	if len(n.open) > 0 || n.special != nil && n.special.stale == nil {
 		n.allocator, n.err = s.devices.allocator()
 	}
 	return n, "", false
@@ -133,6 +138,9 @@ func (n *needs) allows(on *node) *reason {
 	if n.err != nil {
 		return reasonNoDevices
 	}
+	if n.special != nil && n.special.stale != nil {
+		return reasonStale
+	}
 	for i, claim := range n.claims {
 		if claim.Status.Allocation == nil {
 			continue
@@ -147,14 +155,18 @@ func (n *needs) allows(on *node) *reason {
 			return reasonClaimElsewhere
 		}
 	}
-	if len(n.open) == 0 || n.found[on] != nil {
+	open := n.open
+	if v := n.variant(on); v != nil {
+		open = append(slices.Clip(open), v.claim)
+	}
+	if len(open) == 0 || n.found[on] != nil {
 		return nil
 	}
 	if why := n.refused[on]; why != nil {
 		return why
 	}
 	ctx, cancel := context.WithTimeout(quietly, allocateTimeout)
-	results, err := n.allocator.Allocate(ctx, on.object, n.open)
+	results, err := n.allocator.Allocate(ctx, on.object, open)
 	cancel()
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
@@ -163,7 +175,7 @@ func (n *needs) allows(on *node) *reason {
 		n.refused[on] = n.reason(err.Error())
 	case err != nil:
 		n.err = err
-	case len(results) != len(n.open):
+	case len(results) != len(open):
 		n.refused[on] = reasonNoDevices
 	default:
 		n.found[on] = results
@@ -213,7 +225,7 @@ func (n *needs) worth(on *node) int64 {
 	for _, claim := range n.claims {
 		result := claim.Status.Allocation
 		if result == nil {
-			if open >= len(n.found[on]) {
+			if open >= len(n.found[on]) || open >= len(n.open) {
 				return 0
 			}
 			result = &n.found[on][open]
@@ -263,10 +275,23 @@ func (s *Scheduler) bindClaims(ctx context.Context, it *item, n *needs, on *node
 		results[claim] = &n.found[on][i]
 		s.devices.reserve(claim.UID, results[claim])
 	}
+	own := n.variant(on)
+	var extra *resourcev1.AllocationResult
+	if own != nil {
+		extra = &n.found[on][len(n.open)]
+		s.devices.reserve(own.claim.UID, extra)
+	}
 	return s.do(ctx, func(work context.Context) {
 		claims, err := s.writeClaims(work, pod, n.claims, results)
+		var made *resourcev1.ResourceClaim
+		if err == nil && own != nil {
+			if made, err = s.writeSpecial(work, pod, own, extra); made != nil {
+				claims = append(claims, made)
+			}
+		}
 		s.report(ctx, func() {
 			it.reserved = claims
+			s.settleSpecial(own, made, extra, err)
 			if err != nil {
 				for claim := range results {
 					s.devices.release(claim.UID)
@@ -360,6 +385,12 @@ func (s *Scheduler) unreserve(it *item, pod *corev1.Pod) {
 	}
 	undo := func(ctx context.Context) {
 		for _, claim := range claims {
+			if isSpecial(claim) && metav1.IsControlledBy(claim, pod) {
+				if err := s.removeSpecial(ctx, claim); err != nil && ctx.Err() == nil {
+					s.Log.Warn("claim for extended resources could not be removed", "claim", claim.Namespace+"/"+claim.Name, "error", err)
+				}
+				continue
+			}
 			_, err := client.Mutate(ctx, s.Client, client.ResourceClaims, claim.Namespace, claim.Name, "status", func(c *resourcev1.ResourceClaim) bool {
 				before := len(c.Status.ReservedFor)
 				c.Status.ReservedFor = slices.DeleteFunc(c.Status.ReservedFor, func(r resourcev1.ResourceClaimConsumerReference) bool { return r.UID == pod.UID })
@@ -435,7 +466,9 @@ func (w *awaited) claimsReady(snap store.Snapshot) (bool, error) {
 // observeDevices takes an event about devices into account and wakes whom it may help.
 func (s *Scheduler) observeDevices(ev *store.Event) {
 	now, d := s.Now(), s.devices
-	all := func(it *item, _ change) bool { return len(it.pod.object.Spec.ResourceClaims) > 0 }
+	all := func(it *item, _ change) bool {
+		return len(it.pod.object.Spec.ResourceClaims)+len(it.pod.asks.extended) > 0
+	}
 	switch obj := ev.Entry.Object.(type) {
 	case *resourcev1.ResourceClaim:
 		s.moved = true
@@ -452,7 +485,9 @@ func (s *Scheduler) observeDevices(ev *store.Event) {
 		if was != nil && (ev.Deleted || obj.Status.Allocation == nil) {
 			s.queue.wake(deviceChanges, now, all)
 		} else {
-			s.queue.wake(deviceChanges, now, func(it *item, _ change) bool { return usesClaim(it.pod.object, obj) })
+			s.queue.wake(deviceChanges, now, func(it *item, _ change) bool {
+				return usesClaim(it.pod.object, obj) || metav1.IsControlledBy(obj, it.pod.object)
+			})
 		}
 		return
 	case *resourcev1.ResourceSlice:
@@ -463,11 +498,13 @@ func (s *Scheduler) observeDevices(ev *store.Event) {
 		d.offered = nil
 	case *resourcev1.DeviceClass:
 		keep(d.classes, obj.Name, obj, ev.Deleted)
+		d.byResource = nil
+		s.queue.wake(deviceClasses, now, all)
 	}
 	s.queue.wake(deviceChanges, now, all)
 }
 
-func keep[T any](m map[string]T, name string, value T, deleted bool) {
+func keep[K comparable, T any](m map[K]T, name K, value T, deleted bool) {
 	if deleted {
 		delete(m, name)
 	} else {
@@ -487,7 +524,7 @@ func usesClaim(pod *corev1.Pod, claim *resourcev1.ResourceClaim) bool {
 
 // claimFindings is what `why` says of the pod's claims, whatever the nodes are like.
 func claimFindings(snap store.Snapshot, pod *corev1.Pod, about *Circumstances) []Finding {
-	if len(pod.Spec.ResourceClaims) == 0 {
+	if len(pod.Spec.ResourceClaims) == 0 && about.needs == nil {
 		return nil
 	}
 	f := Finding{Rule: "DynamicResources", Reason: about.Problem, Why: about.Problem}
@@ -521,6 +558,12 @@ func (e *explainer) devices(n *node) []Finding {
 		var open []string
 		for _, claim := range e.cand.needs.open {
 			open = append(open, claim.Name)
+		}
+		if v := e.cand.needs.variant(n); v != nil {
+			for i := range v.claim.Spec.Devices.Requests {
+				r := v.claim.Spec.Devices.Requests[i].Exactly
+				open = append(open, fmt.Sprintf("%d of class %s", r.Count, r.DeviceClassName))
+			}
 		}
 		f.Why = fmt.Sprintf("%s: no free devices on the node for %v", why.text, open)
 		f.Change = "free devices, or have a driver offer more (kubectl get resourceslices)"

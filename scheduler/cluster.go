@@ -45,6 +45,8 @@ type Cluster struct {
 	scarce map[corev1.ResourceName]*scarcity
 	// extenders have their say after the rules.
 	extenders []*Extender
+	// hasClass tells whether a device class stands for an extended resource; nil for never.
+	hasClass func(corev1.ResourceName) bool
 	// drivers are the reasons that a driver is not on a node.
 	drivers map[string]*reason
 	// budgets gives what preemption should keep; it is asked only when a pass preempts.

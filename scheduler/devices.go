@@ -4,8 +4,10 @@ import (
 	"maps"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	resourcev1 "k8s.io/api/resource/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/dynamic-resource-allocation/cel"
@@ -32,6 +34,10 @@ type devices struct {
 	offered []*resourcev1.ResourceSlice
 	// programs holds compiled selectors; made when the first claim needs it.
 	programs *cel.Cache
+	// specials are the claims made for extended resources, by the UID of the pod.
+	specials map[types.UID]*resourcev1.ResourceClaim
+	// byResource are the classes by the extended resources that they stand for, nil if they have changed since.
+	byResource map[corev1.ResourceName]*resourcev1.DeviceClass
 }
 
 // holding is what a claim has, or will have once it is written.
@@ -46,7 +52,7 @@ const maxPrograms = 100
 func newDevices() *devices {
 	return &devices{
 		slices: map[string]*resourcev1.ResourceSlice{}, rules: map[string]*resourcev1.DeviceTaintRule{}, classes: map[string]*resourcev1.DeviceClass{},
-		taken: map[types.UID]holding{},
+		taken: map[types.UID]holding{}, specials: map[types.UID]*resourcev1.ResourceClaim{},
 		state: structured.AllocatedState{AllocatedDevices: sets.New[structured.DeviceID](),
 			AllocatedSharedDeviceIDs: sets.New[structured.SharedDeviceID](), AggregatedCapacity: structured.NewConsumedCapacityCollection()},
 	}
@@ -69,6 +75,11 @@ func (d *devices) load(snap store.Snapshot) {
 
 // setClaim takes a claim's version into account. What is decided and not written yet stands until an allocation is seen.
 func (d *devices) setClaim(c *resourcev1.ResourceClaim, deleted bool) {
+	if isSpecial(c) {
+		if owner := metav1.GetControllerOfNoCopy(c); owner != nil {
+			keep(d.specials, owner.UID, c, deleted)
+		}
+	}
 	have, known := d.taken[c.UID]
 	switch {
 	case !deleted && c.Status.Allocation != nil:
@@ -81,6 +92,20 @@ func (d *devices) setClaim(c *resourcev1.ResourceClaim, deleted bool) {
 // reserve takes devices for a claim before the store knows.
 func (d *devices) reserve(uid types.UID, result *resourcev1.AllocationResult) {
 	d.set(uid, holding{result, true})
+}
+
+// settle ends the reservation that stood for a claim until it was made. What the store says of the claim by now goes on to count; if it
+// says nothing yet, result is reserved for it, nil for nothing.
+func (d *devices) settle(until, uid types.UID, result *resourcev1.AllocationResult) {
+	known := d.taken[uid]
+	d.set(uid, holding{}) // both hold the same devices, which are counted once
+	d.release(until)
+	switch {
+	case known.result != nil:
+		d.set(uid, known)
+	case result != nil:
+		d.reserve(uid, result)
+	}
 }
 
 // release takes that back.

@@ -69,6 +69,8 @@ func (c *Cluster) scarcity(name corev1.ResourceName) *scarcity {
 			clear(c.scarce)
 		}
 		s = newScarcity(name)
+		s.now.wakes |= deviceClasses
+		s.ever.wakes |= deviceClasses
 		c.scarce[name] = s
 	}
 	return s
@@ -300,16 +302,11 @@ func (c *Cluster) room(p *pod, n *node, short []*reason) []*reason {
 		short = append(short, scarceStorage.of(asks.storage, have.storage))
 	}
 	for name, v := range asks.extended {
-		if v > 0 && (p.profile.ignored == nil || !p.profile.ignored(name)) && v > have.extended[name]-used.extended[name] {
+		if v > 0 && (p.profile.ignored == nil || !p.profile.ignored(name)) && v > have.extended[name]-used.extended[name] && !c.byDevices(n, name) {
 			short = append(short, c.scarcity(name).of(v, have.extended[name]))
 		}
 	}
 	return short
-}
-
-// mayHold tells whether a node could hold the pod if it were empty.
-func (p *pod) mayHold(n *node) bool {
-	return n.object != nil && p.static(n) == nil && !n.allocatable.less(&p.asks)
 }
 
 // portsTaken tells whether a wanted host port clashes. 0.0.0.0 clashes with every address.

@@ -187,6 +187,7 @@ func (s *Scheduler) load(snap store.Snapshot) {
 	s.cluster.extenders = s.Configuration.Extenders
 	s.awaiting, s.assumed, s.devices = map[types.UID]*awaited{}, newAssumed(), newDevices()
 	s.devices.load(snap)
+	s.cluster.hasClass = func(name corev1.ResourceName) bool { return s.devices.classOf(name) != nil }
 	s.cluster.budgets = func() Budgets { return slices.Collect(client.PodDisruptionBudgets.List(s.Client.Snapshot(), "")) }
 	for ns := range client.Namespaces.List(snap, "") {
 		s.cluster.SetNamespace(ns.Name, ns)
@@ -205,7 +206,7 @@ func (s *Scheduler) one(ctx context.Context) (bool, error) {
 	if it == nil {
 		return false, nil
 	}
-	about := s.circumstances(s.Client.Snapshot(), it.pod.object)
+	about := s.circumstances(s.Client.Snapshot(), it.pod)
 	d := s.cluster.schedule(it.pod, &about)
 	if d.err != nil {
 		s.failed(it, d.err)

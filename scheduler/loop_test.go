@@ -37,6 +37,8 @@ type world struct {
 	events []string
 	// bind, if not nil, is asked before each binding.
 	bind func(pod string) error
+	// made, if not nil, is asked before each creation.
+	made func(resource string) error
 	// binds counts attempts to bind.
 	binds int
 
@@ -55,6 +57,25 @@ func (w *world) Bind(ctx context.Context, namespace, name string, uid types.UID,
 		}
 	}
 	return w.Cluster.Bind(ctx, namespace, name, uid, node)
+}
+
+func (w *world) Create(ctx context.Context, resource string, obj api.Object, o client.WriteOptions) (api.Object, error) {
+	w.mu.Lock()
+	ask := w.made
+	w.mu.Unlock()
+	if ask != nil {
+		if err := ask(resource); err != nil {
+			return nil, err
+		}
+	}
+	return w.Cluster.Create(ctx, resource, obj, o)
+}
+
+// onCreate has every creation ask first.
+func (w *world) onCreate(f func(resource string) error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.made = f
 }
 
 func (w *world) Cursor(from store.Revision, resources ...string) (store.Cursor, error) {

@@ -187,7 +187,7 @@ func TestVolumesModel(t *testing.T) {
 		for _, n := range s.nodes {
 			sched.cluster.SetNode(n)
 		}
-		about := sched.circumstances(m.Snapshot(), pod)
+		about := sched.circumstances(m.Snapshot(), newPod(pod))
 		if about.Problem != "" {
 			t.Fatal(about.Problem)
 		}

@@ -110,7 +110,7 @@ func TestLocalVolumes(t *testing.T) {
 		// One that starts now comes to the same.
 		fresh := New(Config{Client: w.Cluster, Log: w.scheduler.Log})
 		fresh.load(w.Snapshot())
-		about := fresh.circumstances(w.Snapshot(), w.get("a"))
+		about := fresh.circumstances(w.Snapshot(), newPod(w.get("a")))
 		if d := fresh.cluster.schedule(newPod(w.get("a")), &about); d.Node != node || len(d.plan.bind) != 1 || d.plan.bind[0].volume.Name != volume {
 			t.Errorf("after a restart: %q, %+v: %s", d.Node, d.plan, d.Message)
 		}
@@ -149,7 +149,7 @@ func TestProvisioning(t *testing.T) {
 		}
 		fresh := New(Config{Client: w.Cluster, Log: w.scheduler.Log})
 		fresh.load(w.Snapshot())
-		about := fresh.circumstances(w.Snapshot(), w.get("a"))
+		about := fresh.circumstances(w.Snapshot(), newPod(w.get("a")))
 		if d := fresh.cluster.schedule(newPod(w.get("a")), &about); d.Node != "n2" || len(d.plan.provision) != 1 {
 			t.Errorf("after a restart: %q, %+v: %s", d.Node, d.plan, d.Message)
 		}

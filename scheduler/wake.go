@@ -22,6 +22,7 @@ const (
 	podItself
 	volumes
 	deviceChanges // of claims, classes and what devices there are
+	deviceClasses // which stand for extended resources
 
 	anyChange change = 1<<iota - 1
 )
@@ -63,7 +64,7 @@ func sameTaints(a, b []corev1.Taint) bool {
 // wakeForNode wakes whom a change of a node may help: who waits for its domain, or who might be held by it.
 func (s *Scheduler) wakeForNode(n *node, what change, now time.Time) {
 	s.queue.wake(what, now, func(it *item, what change) bool {
-		return what&nodeDomains != 0 || it.pod.mayHold(n)
+		return what&nodeDomains != 0 || s.cluster.mayHold(it.pod, n)
 	})
 }
 

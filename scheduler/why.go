@@ -117,7 +117,12 @@ func Why(snap store.Snapshot, object *corev1.Pod) *Report {
 		c.Nominate(object, object.Status.NominatedNodeName)
 	}
 	p := newPod(free)
-	about := s.circumstances(snap, free)
+	about := s.circumstances(snap, p)
+	if n := about.needs; n != nil && n.special != nil && n.special.stale != nil && object.Spec.NodeName != "" {
+		own := n.special.stale // which it has, and not what is left of an attempt
+		n.special = nil
+		s.need(n, own)
+	}
 	r.Pod = ofPod(snap, p, &about)
 	if len(c.order) == 0 {
 		r.Pod = append(r.Pod, Finding{Rule: "Nodes", Why: "the cluster has no node", Change: "add one"})

@@ -202,6 +202,9 @@ func (e *explainer) room(n *node) []Finding {
 	short(corev1.ResourceMemory, asks.memory, have.memory, used.memory, func(p *pod) int64 { return p.asks.memory })
 	short(corev1.ResourceEphemeralStorage, asks.storage, have.storage, used.storage, func(p *pod) int64 { return p.asks.storage })
 	for _, name := range slices.Sorted(maps.Keys(asks.extended)) {
+		if e.cluster.byDevices(n, name) {
+			continue // see devices
+		}
 		short(name, asks.extended[name], have.extended[name], used.extended[name], func(p *pod) int64 { return p.asks.extended[name] })
 	}
 	return all
