@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coracle.dev/coracle/mesh/table"
@@ -62,6 +63,7 @@ type call struct {
 	endpoint *endpoint
 	began    time.Time
 	tries    int
+	refusals int
 	code     int
 	reason   string
 
@@ -69,8 +71,14 @@ type call struct {
 	buffer                []byte
 	whole                 bool // buffer is all of the body
 	send                  *bodySend
-	watching              bool
-	unwatcher             func()
+	// feed is the body over HTTP/2, once it was tried to send one.
+	feed *feed
+	// pulse is when something last moved, where HTTP/2 is on one of the sides.
+	pulse *pulse
+	// starved says that the client did not send the body that it announced.
+	starved   atomic.Bool
+	watching  bool
+	unwatcher func()
 
 	mu      sync.Mutex // guards what follows
 	stop    func()
@@ -217,6 +225,9 @@ func (c *call) stopBody() {
 	c.out.stopBody()
 	if c.send != nil {
 		<-c.send.done
+	}
+	if c.feed != nil {
+		c.feed.stop()
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
 
 	"coracle.dev/coracle/mesh/table"
 )
@@ -39,6 +40,9 @@ type endpoint struct {
 	idle []*upstream
 	open int
 	h2   *http2.Transport
+	// conns are the HTTP/2 connections, dialing the one that is being made.
+	conns   []*conn2
+	dialing *dialing
 }
 
 func newEndpoint(c *cluster, address netip.AddrPort) *endpoint {
@@ -204,14 +208,14 @@ func (e *endpoint) retire() {
 	e.mu.Lock()
 	idle := e.idle
 	e.idle = nil
-	h2 := e.h2
+	unused := e.retire2()
 	e.mu.Unlock()
 	for _, u := range idle {
 		u.unused.Stop()
 		u.close()
 	}
-	if h2 != nil {
-		h2.CloseIdleConnections()
+	for _, c := range unused {
+		_ = c.cc.Close()
 	}
 }
 
@@ -232,6 +236,14 @@ func (e *endpoint) source() netip.Addr {
 	return e.cluster.source(e.address.Addr())
 }
 
+// latePort has the kernel choose the port of a connection from an address of ours when it knows the other side. Otherwise such ports are taken
+// for all endpoints together, and a busy gateway would run out of them.
+func latePort(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) // what does not know it, does without
+	})
+}
+
 // dial connects, TLS included.
 func (e *endpoint) dial(ctx context.Context, alpn []string) (net.Conn, error) {
 	b := e.cluster.state.Load().backend
@@ -244,6 +256,7 @@ func (e *endpoint) dial(ctx context.Context, alpn []string) (net.Conn, error) {
 	from := dialer
 	if a := e.source(); a.IsValid() {
 		from.LocalAddr = &net.TCPAddr{IP: a.AsSlice()}
+		from.Control = latePort
 	}
 	c, err := from.DialContext(ctx, "tcp", e.name)
 	if err != nil {
@@ -307,24 +320,4 @@ func verifyNames(leaf *x509.Certificate, names []string) error {
 		}
 	}
 	return fmt.Errorf("the backend's certificate has none of the names %q", names)
-}
-
-// transport is the HTTP/2 client of the endpoint.
-func (e *endpoint) transport() *http2.Transport {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.h2 == nil {
-		e.h2 = &http2.Transport{
-			AllowHTTP:          true,
-			DisableCompression: true,
-			IdleConnTimeout:    defaultUnused,
-			ReadIdleTimeout:    30 * time.Second,
-			PingTimeout:        15 * time.Second,
-			WriteByteTimeout:   time.Minute,
-			DialTLSContext: func(ctx context.Context, _, _ string, _ *tls.Config) (net.Conn, error) {
-				return e.dial(ctx, []string{"h2"})
-			},
-		}
-	}
-	return e.h2
 }

@@ -90,6 +90,9 @@ func (c *call) act() error {
 		return c.answer(&response{code: redirectCode(r.Redirect), fields: fields{{"Location", to}}})
 	}
 	if err := c.keep(); err != nil {
+		if c.starved.Load() {
+			return c.local(408, "the request's body took too long")
+		}
 		return errClient
 	}
 	to := c.weighted()
@@ -278,7 +281,12 @@ func (c *call) failed(cl *cluster, e *endpoint, err error, retries *int, want *c
 	want.now = now
 	var early *notSent
 	var late *broken
+	var unseen *refused
 	switch {
+	case c.starved.Load():
+		return true, c.local(408, "the request's body took too long")
+	case errors.As(err, &unseen):
+		return c.refused(e, want)
 	case errors.Is(err, errFull):
 		return true, c.local(503, "too many connections to the backend")
 	case errors.As(err, &early):
@@ -289,6 +297,9 @@ func (c *call) failed(cl *cluster, e *endpoint, err error, retries *int, want *c
 		want.tried = append(want.tried, e)
 		if len(want.tried) < freeTries && (c.replayable() || c.send == nil) {
 			return false, nil
+		}
+		if c.feed != nil {
+			c.feed.stop()
 		}
 		return true, c.local(503, "the backend cannot be reached")
 	}
@@ -320,6 +331,33 @@ func (c *call) failed(cl *cluster, e *endpoint, err error, retries *int, want *c
 		return true, c.local(504, "the backend took too long")
 	}
 	return true, c.local(502, "the backend broke the connection or its answer is malformed")
+}
+
+// refused decides what follows when a backend did not process the request: another endpoint, or the same one over another connection.
+// That is no failure of the endpoint: servers say so when they go, or have enough to do.
+func (c *call) refused(e *endpoint, want *choice) (bool, error) {
+	if !c.deadline.IsZero() && want.now.After(c.deadline) {
+		return c.giveUp(504, "the request took too long")
+	}
+	if c.refusals++; c.refusals >= freeTries {
+		return c.giveUp(503, "the backend refuses the request")
+	}
+	want.tried = append(want.tried, e)
+	if len(want.tried) >= e.cluster.state.Load().size {
+		want.tried = want.tried[:0]
+		if !c.pause(time.Duration(c.refusals) * 25 * time.Millisecond) {
+			return true, errClient
+		}
+	}
+	return false, nil
+}
+
+// giveUp answers with an error, when nothing reads the body any more.
+func (c *call) giveUp(code int, reason string) (bool, error) {
+	if c.feed != nil {
+		c.feed.stop()
+	}
+	return true, c.local(code, reason)
 }
 
 // pass edits the answer and hands it to the client.

@@ -202,6 +202,9 @@ func (u *upstream) sendBody(c *call, s *bodySend) {
 		n, err := c.req.body.Read(*buffer)
 		if err != nil && err != io.EOF {
 			s.err = err
+			if c.starved.Load() {
+				return
+			}
 			c.abort() // nobody can use the answer of half a request
 			return
 		}
@@ -224,6 +227,7 @@ func (u *upstream) sendBody(c *call, s *bodySend) {
 				s.err = werr // the backend may have answered before: that is read elsewhere
 				return
 			}
+			_ = u.c.SetReadDeadline(c.until(c.listener.Limits.StreamTimeout)) // as long as the request moves, the answer may wait
 		}
 		if err == io.EOF {
 			return

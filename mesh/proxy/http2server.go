@@ -2,9 +2,11 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -47,17 +49,25 @@ func (l *listener) stream(conn *client, w http.ResponseWriter, r *http.Request) 
 	q.length = r.ContentLength
 	q.framed = r.ContentLength > 0
 	if r.ContentLength != 0 && r.Body != nil && r.Body != http.NoBody {
-		q.body = r.Body
+		body := &body2{Reader: r.Body, c: c}
+		q.body = body
+		s.body = body
 		q.trailer2 = r.Trailer
 		q.trailers = func() fields { return fields{}.fromHeader(r.Trailer) }
 	}
 	if r.Method != "CONNECT" {
 		if err := s.check(); err != nil {
 			p.refused.Add(1)
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			code := http.StatusBadRequest
+			var why *refusal
+			if errors.As(err, &why) {
+				code = why.code
+			}
+			http.Error(w, err.Error(), code)
 			return
 		}
 	}
+	defer c.whenStill(s.still).end()
 	if err := p.serve(c); err != nil {
 		panic(http.ErrAbortHandler) // resets the stream, so that the client does not take half an answer for a whole one
 	}
@@ -68,7 +78,18 @@ type server2 struct {
 	w    http.ResponseWriter
 	r    *http.Request
 	c    *call
-	sent bool
+	sent atomic.Bool
+	body *body2 // nil if there is none
+}
+
+// still ends a stream whose client neither takes the answer nor sends the body that is waited for.
+func (s *server2) still() {
+	if s.sent.Load() {
+		_ = http.NewResponseController(s.w).SetWriteDeadline(longAgo)
+	}
+	if s.body != nil && s.body.reading.Load() {
+		s.c.starve()
+	}
 }
 
 // check holds a request to the same rules as HTTP/1's.
@@ -101,7 +122,7 @@ func (s *server2) inform(code int, f fields) error {
 }
 
 func (s *server2) respond(r *response) error {
-	s.sent = true
+	s.sent.Store(true)
 	h := s.w.Header()
 	for i := range r.fields {
 		h.Add(r.fields[i].name, r.fields[i].value)
@@ -129,6 +150,7 @@ func (s *server2) respond(r *response) error {
 				return errClient
 			}
 			s.c.p.bytes.Add(uint64(n))
+			s.c.moved()
 			if r.length < 0 {
 				flush.Flush()
 			}
@@ -160,4 +182,4 @@ func (s *server2) watch(abort func()) func() {
 }
 
 func (s *server2) stopBody()     { _ = s.r.Body.Close() }
-func (s *server2) started() bool { return s.sent }
+func (s *server2) started() bool { return s.sent.Load() }
