@@ -62,6 +62,9 @@ func frames(t *testing.T, refuse func(f *http2.Framer, stream uint32) bool) stri
 					answer(frame.StreamID)
 				}
 			case *http2.DataFrame:
+				if n := uint32(len(frame.Data())); n > 0 { // what came of refused streams counts for the connection's window
+					_ = f.WriteWindowUpdate(0, n)
+				}
 				if _, ok := lengths[frame.StreamID]; !ok {
 					continue
 				}
