@@ -85,6 +85,9 @@ func (e *endpoint) roundTrip1(c *call, message *outgoing) (*response, error) {
 	if err != nil {
 		c.release()
 		u.close()
+		if limit := c.limit(); isTimeout(err) && c.waitsForClient() && (limit.IsZero() || time.Now().Before(limit)) {
+			c.starved.Store(true) // not the backend's fault
+		}
 		c.stopBody()
 		return nil, &broken{err: err, silent: errors.Is(err, errNoAnswer), reused: reused}
 	}

@@ -70,6 +70,7 @@ func (s *server1) serve() (http2 bool) {
 			}
 			return false
 		}
+		s.conn.enter(busy)
 		if first && text == preface {
 			return true
 		}
@@ -443,14 +444,8 @@ const (
 
 // enter moves between busy and idle. It returns false when the listener is being drained and the connection must end instead of idling.
 func (c *client) enter(state int32) bool {
-	if c.state.Load() == state {
-		return true
-	}
 	c.state.Store(state)
-	if state == idle && c.draining() {
-		return false
-	}
-	return true
+	return state != idle || !c.draining() // in this order: a listener that is removed first says so and then looks for who is idle
 }
 
 func (c *client) draining() bool { return c.l.drained.Load() }

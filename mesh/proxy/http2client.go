@@ -210,7 +210,14 @@ func (e *endpoint) roundTrip2(c *call, m *outgoing) (*response, error) {
 		c.watch()
 	}
 	var tooStill atomic.Bool
-	guard := c.whenStill(func() { tooStill.Store(true); cancel() })
+	guard := c.whenStill(func() {
+		if c.waitsForClient() {
+			c.starve()
+			return
+		}
+		tooStill.Store(true)
+		cancel()
+	})
 	h, err := conn.cc.RoundTrip(r)
 	if err != nil {
 		guard.end()

@@ -84,7 +84,7 @@ type server2 struct {
 
 // still ends a stream whose client neither takes the answer nor sends the body that is waited for.
 func (s *server2) still() {
-	if s.sent.Load() {
+	if s.sent.Load() && s.c.stood() {
 		_ = http.NewResponseController(s.w).SetWriteDeadline(longAgo)
 	}
 	if s.body != nil && s.body.reading.Load() {
@@ -122,6 +122,7 @@ func (s *server2) inform(code int, f fields) error {
 }
 
 func (s *server2) respond(r *response) error {
+	s.c.moved() // before sent: an answer that begins has its own time
 	s.sent.Store(true)
 	h := s.w.Header()
 	for i := range r.fields {

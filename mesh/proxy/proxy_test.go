@@ -713,3 +713,19 @@ func TestRemoved(t *testing.T) {
 		t.Errorf("the connection goes on: %v", err)
 	}
 }
+
+// TestCloseIdle holds that connections that are kept for later do not hold up the end, whenever they became idle.
+func TestCloseIdle(t *testing.T) {
+	at := server(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "ok") })
+	began := time.Now()
+	for range 100 {
+		w := newWorld(t)
+		get(t, w.serve(to("b"), backend("b", at)))
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		w.p.Close(ctx)
+		cancel()
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("100 times took %v", took)
+	}
+}

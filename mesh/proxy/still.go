@@ -17,6 +17,17 @@ func (c *call) moved() {
 	}
 }
 
+// stood says that nothing has moved for as long as a stream may stand still.
+func (c *call) stood() bool {
+	return time.Since(time.Unix(0, c.pulse.last.Load())) >= c.listener.Limits.StreamTimeout
+}
+
+// waitsForClient says that bytes of an HTTP/2 request's body are waited for.
+func (c *call) waitsForClient() bool {
+	b, ok := c.req.body.(*body2)
+	return ok && b.reading.Load()
+}
+
 // still acts when nothing has moved in a call for a time. HTTP/1 has deadlines on its sockets for this; streams of HTTP/2 share one.
 type still struct {
 	pulse *pulse
