@@ -49,3 +49,28 @@ func TestCloserHostnamesGoFirst(t *testing.T) {
 		t.Errorf("%q, want %q", names, want)
 	}
 }
+
+// TestSessionEnds holds that a route that asks for an end of its sessions that nobody would keep is told so.
+func TestSessionEnds(t *testing.T) {
+	hour, none := gatewayv1.Duration("1h"), gatewayv1.Duration("0s")
+	header, permanent := gatewayv1.HeaderBasedSessionPersistence, gatewayv1.PermanentCookieLifetimeType
+	lasting := &gatewayv1.CookieConfig{LifetimeType: &permanent}
+	for _, test := range []struct {
+		name string
+		p    *gatewayv1.SessionPersistence
+		ok   bool
+	}{
+		{"none", nil, true},
+		{"cookie", &gatewayv1.SessionPersistence{}, true},
+		{"no end", &gatewayv1.SessionPersistence{AbsoluteTimeout: &none}, true},
+		{"permanent cookie", &gatewayv1.SessionPersistence{AbsoluteTimeout: &hour, CookieConfig: lasting}, true},
+		{"session cookie", &gatewayv1.SessionPersistence{AbsoluteTimeout: &hour}, false},
+		{"header", &gatewayv1.SessionPersistence{AbsoluteTimeout: &hour, Type: &header}, false},
+	} {
+		h := &gatewayv1.HTTPRoute{Spec: gatewayv1.HTTPRouteSpec{Rules: []gatewayv1.HTTPRouteRule{{SessionPersistence: test.p}}}}
+		g := &gatewayv1.GRPCRoute{Spec: gatewayv1.GRPCRouteSpec{Rules: []gatewayv1.GRPCRouteRule{{SessionPersistence: test.p}}}}
+		if one, two := unsupported(h), unsupported(g); (one == "") != test.ok || (two == "") != test.ok {
+			t.Errorf("%s: %q, %q", test.name, one, two)
+		}
+	}
+}

@@ -249,6 +249,9 @@ func unsupported(o api.Object) string {
 	switch r := o.(type) {
 	case *gatewayv1.HTTPRoute:
 		for i := range r.Spec.Rules {
+			if wrong := sessionProblem(r.Spec.Rules[i].SessionPersistence); wrong != "" {
+				return fmt.Sprintf("rule %d: %s", i, wrong)
+			}
 			for _, f := range r.Spec.Rules[i].Filters {
 				if f.Type == gatewayv1.HTTPRouteFilterExternalAuth || f.Type == gatewayv1.HTTPRouteFilterExtensionRef {
 					return fmt.Sprintf("rule %d: filters of type %s are not supported", i, f.Type)
@@ -262,6 +265,9 @@ func unsupported(o api.Object) string {
 		}
 	case *gatewayv1.GRPCRoute:
 		for i := range r.Spec.Rules {
+			if wrong := sessionProblem(r.Spec.Rules[i].SessionPersistence); wrong != "" {
+				return fmt.Sprintf("rule %d: %s", i, wrong)
+			}
 			for k := range r.Spec.Rules[i].Matches {
 				m := grpcMatch(&r.Spec.Rules[i].Matches[k])
 				if wrong := matchProblem(&m, expression); wrong != "" {
@@ -271,6 +277,18 @@ func unsupported(o api.Object) string {
 		}
 	}
 	return ""
+}
+
+// sessionProblem is what of a session is not done: its end is the browser's to keep, by the lifetime of a permanent cookie, and nobody keeps it for
+// other sessions.
+func sessionProblem(p *gatewayv1.SessionPersistence) string {
+	if p == nil || p.AbsoluteTimeout == nil || duration(p.AbsoluteTimeout) == 0 {
+		return ""
+	}
+	if s := session(p, ""); s.Cookie != "" && s.Lifetime > 0 {
+		return ""
+	}
+	return "sessionPersistence.absoluteTimeout is only supported for permanent cookies"
 }
 
 // matchProblem is what is wrong with the expressions of a match.
