@@ -21,7 +21,9 @@ import (
 	"coracle.dev/coracle/linux/nft"
 	"coracle.dev/coracle/network"
 	"coracle.dev/coracle/node"
+	"coracle.dev/coracle/node/cdi"
 	"coracle.dev/coracle/node/claims"
+	"coracle.dev/coracle/node/devices"
 	"coracle.dev/coracle/node/kubelet"
 	"coracle.dev/coracle/node/plugins"
 	"coracle.dev/coracle/node/simulated"
@@ -95,13 +97,20 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 				Regarding: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID}})
 		},
 	})
-	claimer, err := claims.New(filepath.Join(c.cfg.DataDir, "claims"), c.client.Snapshot, claims.CDIDirs, c.log)
+	claimer, err := claims.New(filepath.Join(c.cfg.DataDir, "claims"), c.client.Snapshot, cdi.Dirs, c.log)
 	if err != nil {
 		return nil, "", err
 	}
-	registry := plugins.New(filepath.Join(c.cfg.KubeletDir, "plugins_registry"), map[string]plugins.Handler{plugins.DRA: claimer}, c.log)
+	devicer, err := devices.New(devices.Config{Dir: filepath.Join(c.cfg.KubeletDir, "device-plugins"), Record: filepath.Join(c.cfg.DataDir, "claims", "devices.json"),
+		CDIDirs: cdi.Dirs, Log: c.log,
+		Changed: func() { agent.RefreshNode() }, PodChanged: func(uid types.UID) { agent.WakeDevices(uid) }})
+	if err != nil {
+		return nil, "", err
+	}
+	registry := plugins.New(filepath.Join(c.cfg.KubeletDir, "plugins_registry"), map[string]plugins.Handler{plugins.DRA: claimer, plugins.Device: devices.Sockets{Manager: devicer}}, c.log)
 	agent = node.New(node.Config{
 		Claims:   claimer,
+		Devices:  devicer,
 		NodeName: c.cfg.NodeName, Client: c.client, Runtime: c.runtime, Volumes: volumes, Network: net,
 		Events: c.nodeEvent, DataDir: c.cfg.DataDir, Log: c.log, Version: version.Kubernetes,
 		Addresses: hosts, PodCIDRs: c.nodeBlocks(),
@@ -117,15 +126,16 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		Runtime: c.runtime, Volumes: volumes.Usages, RootDir: c.cfg.DataDir, ImageDir: c.cfg.DataDir, Log: c.log,
 	})
 	c.node.kubelet.Store(api)
-	stopPlugins := c.run("plugins", registry.Run)
+	stopPlugins, stopDevices := c.run("plugins", registry.Run), c.run("devices", devicer.Run)
 	stopVolumes := c.run("volumes", volumes.Run)
 	stopAgent := c.run("node", agent.Run)
 	stop := func(ctx context.Context) error {
 		if how := c.Asked(); !how.Keep && !how.Now {
 			agent.Shutdown(ctx)
 		}
-		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), stopPlugins(ctx), api.Close())
+		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), stopPlugins(ctx), stopDevices(ctx), api.Close())
 		claimer.Close()
+		devicer.Close()
 		if !c.Asked().Keep {
 			grace := haltGrace
 			if c.Asked().Now {

@@ -224,6 +224,11 @@ func (a *Agent) clean(ctx context.Context, orphans []*found, keep func(types.UID
 			a.cfg.Log.Warn("unprepare claims of orphaned pods", "err", err)
 		}
 	}
+	if a.cfg.Devices != nil {
+		if err := a.cfg.Devices.Orphans(keep); err != nil {
+			a.cfg.Log.Warn("release devices of orphaned pods", "err", err)
+		}
+	}
 	if gone, err := a.cfg.Volumes.Orphans(ctx, keep); err != nil {
 		a.cfg.Log.Warn("remove volumes of orphaned pods", "err", err)
 	} else if len(gone) > 0 {

@@ -474,6 +474,12 @@ func (a *Agent) WakeVolumes(uid types.UID) {
 	}
 }
 
+// RefreshNode asks for the status of the node to be looked at now. It does not block.
+func (a *Agent) RefreshNode() { a.refreshNode() }
+
+// WakeDevices tells that devices of a pod are well or unwell by now, or that some may be free which it waits for. It does not block.
+func (a *Agent) WakeDevices(uid types.UID) { a.WakeVolumes(uid) }
+
 // Halt ends all containers of the node's pods, removes their sandboxes and unmounts their volumes, for a
 // shutdown of the machine's cluster; it is called after Run has returned. The pods stay in the API, what
 // their volumes have on disk stays, and the next Run starts them anew. grace is what each pod has.

@@ -59,6 +59,24 @@ type Claims interface {
 	Orphans(ctx context.Context, keep func(types.UID) bool) error
 }
 
+// Devices gives containers what device plugins offer; it is devices.Manager.
+type Devices interface {
+	// Capacity is what the node has of the resources of plugins, and how much of that is healthy.
+	Capacity() (capacity, allocatable corev1.ResourceList)
+	// Uses tells whether a pod asks for such resources, or has some.
+	Uses(pod *corev1.Pod) bool
+	// Allocate gives the containers of a pod their devices. Idempotent. counts tells which pods are to keep theirs.
+	Allocate(ctx context.Context, pod *corev1.Pod, counts func(types.UID) bool) error
+	// Inject adds the devices of a container that is about to start to its description.
+	Inject(ctx context.Context, pod *corev1.Pod, c *corev1.Container, cfg *container.ContainerConfig) error
+	// Health says how the devices of a pod's container are.
+	Health(pod types.UID, container string) []corev1.ResourceStatus
+	// Release takes the devices of a pod back. Idempotent.
+	Release(uid types.UID) error
+	// Orphans releases the devices of all pods but those to keep.
+	Orphans(keep func(types.UID) bool) error
+}
+
 // Network connects sandboxes.
 type Network interface {
 	// Attach connects a sandbox and returns its addresses, the primary one first. Idempotent: a
@@ -87,6 +105,8 @@ type Config struct {
 	Network  Network
 	// Claims may be nil: pods with ResourceClaims then do not start.
 	Claims Claims
+	// Devices may be nil: there are no device plugins then.
+	Devices Devices
 	// Events records an event as this node's kubelet (source component "kubelet"). It must not
 	// block. Nil: events are dropped.
 	Events func(reconcile.Event)

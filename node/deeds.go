@@ -107,6 +107,9 @@ func (w *worker) prepare() {
 	w.v.volumes.state, w.wokenVolumes = busy, false
 	pod := w.v.pod
 	w.deed(w.startCtx, prepareTimeout, func(ctx context.Context) func() {
+		if err := w.a.allocateDevices(ctx, pod); err != nil {
+			return func() { w.noDevices(err) }
+		}
 		mounts, err := w.a.cfg.Volumes.Prepare(ctx, pod)
 		var denied error
 		if err == nil && claims.Uses(pod) {
@@ -349,6 +352,7 @@ func (w *worker) kill(ctx context.Context, c *containerView, message string, gra
 func (w *worker) forget(ctx context.Context) {
 	w.v.forgotten.state = busy
 	pod, gone := w.v.pod, w.v.gone
+	w.v.health = w.a.health(pod)
 	st := makeStatus(&w.v, w.a.hostIPs, w.a.cfg.Now())
 	id := w.sandboxID
 	w.deed(ctx, forgetTimeout, func(ctx context.Context) func() {
@@ -421,6 +425,9 @@ func (w *worker) tearDown(ctx context.Context) {
 		}
 		if err == nil {
 			err = w.a.unprepareClaims(ctx, pod)
+		}
+		if err == nil {
+			err = w.a.releaseDevices(uid)
 		}
 		if err == nil {
 			err = w.a.cfg.Volumes.Unprepare(ctx, uid)

@@ -138,6 +138,11 @@ func (a *Agent) fillStatus(st *corev1.NodeStatus, now time.Time) {
 		}
 	}
 	st.Allocatable = keepExtended(st.Allocatable, allocatable)
+	if a.cfg.Devices != nil {
+		have, healthy := a.cfg.Devices.Capacity()
+		maps.Copy(st.Capacity, have)
+		maps.Copy(st.Allocatable, healthy)
+	}
 	st.Addresses = nil
 	for _, addr := range a.hostIPs {
 		st.Addresses = append(st.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr})

@@ -212,6 +212,9 @@ func (j *startJob) create(ctx context.Context, image container.Image) (*instance
 	if err == nil && claims.Uses(j.pod) && a.cfg.Claims != nil {
 		err = a.cfg.Claims.Inject(j.pod, j.spec, &cfg)
 	}
+	if err == nil && a.cfg.Devices != nil {
+		err = a.cfg.Devices.Inject(ctx, j.pod, j.spec, &cfg)
+	}
 	if err != nil {
 		j.note(corev1.EventTypeWarning, eventFailed, "Error: "+err.Error())
 		return nil, j.fail(reasonConfigError, err)

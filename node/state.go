@@ -43,6 +43,8 @@ type view struct {
 	// podIPs are the sandbox's addresses (the node's own for host network).
 	podIPs []string
 
+	// health is how the devices of containers are, by name.
+	health map[string][]corev1.ResourceStatus
 	// containers are those of the specification, by name.
 	containers map[string]*containerView
 }

@@ -47,7 +47,7 @@ func makeStatus(v *view, hostIPs []string, now time.Time) corev1.PodStatus {
 		return corev1.PodStatus{
 			ObservedGeneration: v.pod.Generation, QOSClass: st.QOSClass, Phase: corev1.PodFailed,
 			Reason: v.stop.reason, Message: v.stop.message, StartTime: st.StartTime,
-			Conditions: st.Conditions,
+			Conditions: st.Conditions, ResourceClaimStatuses: st.ResourceClaimStatuses, ExtendedResourceClaimStatus: st.ExtendedResourceClaimStatus,
 		}
 	}
 	if st.StartTime == nil {
@@ -77,7 +77,9 @@ func makeStatus(v *view, hostIPs []string, now time.Time) corev1.PodStatus {
 	}
 	st.ContainerStatuses = nil
 	for i := range spec.Containers {
-		st.ContainerStatuses = append(st.ContainerStatuses, containerStatus(v, &spec.Containers[i], v.pod.Status.ContainerStatuses, now))
+		c := containerStatus(v, &spec.Containers[i], v.pod.Status.ContainerStatuses, now)
+		c.AllocatedResourcesStatus = v.health[c.Name]
+		st.ContainerStatuses = append(st.ContainerStatuses, c)
 	}
 	st.EphemeralContainerStatuses = nil
 	for i := range spec.EphemeralContainers {

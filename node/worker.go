@@ -341,6 +341,7 @@ const reasonDeadline = "DeadlineExceeded"
 // publish shows the pod's status to others and writes it if it changed. It gives the time
 // when it wants to be called again.
 func (w *worker) publish(ctx context.Context, now time.Time) time.Time {
+	w.v.health = w.a.health(w.v.pod)
 	st := makeStatus(&w.v, w.a.hostIPs, now)
 	same := sameStatus(&st, &w.v.pod.Status)
 	w.show(&st, same)

@@ -28,6 +28,7 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/container"
+	"coracle.dev/coracle/node/cdi"
 	"coracle.dev/coracle/node/plugins"
 	"coracle.dev/coracle/store"
 )
@@ -392,7 +393,7 @@ func (m *Manager) Orphans(ctx context.Context, keep func(types.UID) bool) error 
 
 // Inject adds to a container the devices of the claims that it names.
 func (m *Manager) Inject(pod *corev1.Pod, c *corev1.Container, cfg *container.ContainerConfig) error {
-	return Inject(cfg, m.devices(pod, c), m.dirs)
+	return cdi.Inject(cfg, m.devices(pod, c), m.dirs)
 }
 
 // devices are the CDI devices of a container, in a stable order, each once.

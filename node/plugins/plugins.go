@@ -25,8 +25,9 @@ import (
 
 // Types of plugins, as they name themselves.
 const (
-	CSI = registerapi.CSIPlugin
-	DRA = registerapi.DRAPlugin
+	CSI    = registerapi.CSIPlugin
+	DRA    = registerapi.DRAPlugin
+	Device = registerapi.DevicePlugin
 )
 
 // Plugin is what a driver says of itself.
