@@ -35,7 +35,7 @@ test: build
 	cd examples/website && $(GO) test ./...
 
 test-race:
-	$(GO) test -race -short -timeout 20m ./store/... ./reconcile/... ./client/... ./apiserver/... ./node/ ./node/simulated ./node/plugins ./node/claims ./node/devices ./scheduler/... ./mesh/... ./dns/... ./linux/nft
+	$(GO) test -race -short -timeout 20m ./store/... ./reconcile/... ./client/... ./apiserver/... ./node/ ./node/simulated ./node/plugins ./node/claims ./node/devices ./node/podresources ./scheduler/... ./mesh/... ./dns/... ./linux/nft
 
 test-scripts: build
 	$(GO) test -count=1 -timeout 15m ./test/scripts/...

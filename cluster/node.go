@@ -26,6 +26,7 @@ import (
 	"coracle.dev/coracle/node/devices"
 	"coracle.dev/coracle/node/kubelet"
 	"coracle.dev/coracle/node/plugins"
+	"coracle.dev/coracle/node/podresources"
 	"coracle.dev/coracle/node/simulated"
 	"coracle.dev/coracle/reconcile"
 	"coracle.dev/coracle/volume"
@@ -101,6 +102,7 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 	if err != nil {
 		return nil, "", err
 	}
+	claimer.Notify(func(uid types.UID) { agent.WakeDevices(uid) })
 	devicer, err := devices.New(devices.Config{Dir: filepath.Join(c.cfg.KubeletDir, "device-plugins"), Record: filepath.Join(c.cfg.DataDir, "claims", "devices.json"),
 		CDIDirs: cdi.Dirs, Log: c.log,
 		Changed: func() { agent.RefreshNode() }, PodChanged: func(uid types.UID) { agent.WakeDevices(uid) }})
@@ -121,19 +123,24 @@ func (c *Cluster) startNode(ctx context.Context) (func(context.Context) error, s
 		Leave:      c.leave,
 		ClusterDNS: []netip.Addr{c.serviceIP(dnsIndex)}, ClusterDomain: c.cfg.Domain,
 	})
+	resources := podresources.New(podresources.Config{Pods: agent.Pods, Devices: devicer.Of, Allocatable: devicer.Allocatable, Claims: claimer.Of, Log: c.log})
 	api := kubelet.Handler(kubelet.Config{
 		NodeName: c.cfg.NodeName, Pods: agent.Pods, Pod: agent.Pod, Sandbox: agent.Sandbox, Container: agent.Container,
 		Runtime: c.runtime, Volumes: volumes.Usages, RootDir: c.cfg.DataDir, ImageDir: c.cfg.DataDir, Log: c.log,
 	})
 	c.node.kubelet.Store(api)
 	stopPlugins, stopDevices := c.run("plugins", registry.Run), c.run("devices", devicer.Run)
+	stopResources := c.run("pod-resources", func(ctx context.Context) error {
+		resources.Run(ctx, filepath.Join(c.cfg.KubeletDir, "pod-resources", "kubelet.sock"))
+		return nil
+	})
 	stopVolumes := c.run("volumes", volumes.Run)
 	stopAgent := c.run("node", agent.Run)
 	stop := func(ctx context.Context) error {
 		if how := c.Asked(); !how.Keep && !how.Now {
 			agent.Shutdown(ctx)
 		}
-		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), stopPlugins(ctx), stopDevices(ctx), api.Close())
+		err := errors.Join(stopAgent(ctx), stopVolumes(ctx), stopPlugins(ctx), stopDevices(ctx), stopResources(ctx), api.Close())
 		claimer.Close()
 		devicer.Close()
 		if !c.Asked().Keep {

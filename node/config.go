@@ -53,6 +53,8 @@ type Claims interface {
 	Prepare(ctx context.Context, pod *corev1.Pod) error
 	// Inject adds the devices of a container's claims to its description.
 	Inject(pod *corev1.Pod, c *corev1.Container, cfg *container.ContainerConfig) error
+	// Health says how the devices of a container's claims are.
+	Health(pod *corev1.Pod, c *corev1.Container) []corev1.ResourceStatus
 	// Unprepare undoes what was prepared for a pod. Idempotent.
 	Unprepare(ctx context.Context, uid types.UID) error
 	// Orphans unprepares for all pods but those to keep.

@@ -51,17 +51,21 @@ func (w *worker) noDevices(err error) {
 
 // health is how the devices of a pod's containers are, by name.
 func (a *Agent) health(pod *corev1.Pod) map[string][]corev1.ResourceStatus {
-	if a.cfg.Devices == nil {
-		return nil
-	}
 	var all map[string][]corev1.ResourceStatus
 	for i := range pod.Spec.Containers {
-		name := pod.Spec.Containers[i].Name
-		if st := a.cfg.Devices.Health(pod.UID, name); st != nil {
+		c := &pod.Spec.Containers[i]
+		var st []corev1.ResourceStatus
+		if a.cfg.Devices != nil && len(c.Resources.Limits) > 0 {
+			st = a.cfg.Devices.Health(pod.UID, c.Name)
+		}
+		if a.cfg.Claims != nil && len(c.Resources.Claims) > 0 {
+			st = append(st, a.cfg.Claims.Health(pod, c)...)
+		}
+		if len(st) > 0 {
 			if all == nil {
 				all = map[string][]corev1.ResourceStatus{}
 			}
-			all[name] = st
+			all[c.Name] = st
 		}
 	}
 	return all

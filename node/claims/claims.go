@@ -42,10 +42,16 @@ type Manager struct {
 	snap func() store.Snapshot
 	log  *slog.Logger
 	dirs []string // of CDI specifications
+	// health is what drivers say of their devices; ctx ends the watches of that, which are running, with Close.
+	health  *healthBoard
+	ctx     context.Context
+	cancel  context.CancelFunc
+	running sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows; not held during calls
 	drivers map[string][]driver
 	claims  map[types.UID]*claim
+	notify  func(types.UID)
 	busy    map[types.UID]chan struct{} // claims of which a driver is being asked; closed when it is done
 }
 
@@ -54,6 +60,8 @@ type driver struct {
 	socket string
 	conn   *grpc.ClientConn
 	prefix string // of its methods
+	// unwatch ends the watch of its devices' health, nil for none.
+	unwatch context.CancelFunc
 }
 
 // claim is the record of one claim on this node.
@@ -74,12 +82,15 @@ type device struct {
 	Pool     string   `json:"pool"`
 	Device   string   `json:"device"`
 	CDI      []string `json:"cdi,omitempty"`
+	Share    *string  `json:"share,omitempty"`
 }
 
 // New opens the record in dir. snap gives the objects of now, dirs are those of CDI specifications.
 func New(dir string, snap func() store.Snapshot, dirs []string, log *slog.Logger) (*Manager, error) {
 	m := &Manager{file: filepath.Join(dir, "claims.json"), snap: snap, dirs: dirs, log: log,
 		drivers: map[string][]driver{}, claims: map[types.UID]*claim{}, busy: map[types.UID]chan struct{}{}}
+	m.health = newHealthBoard(time.Now, m.unwell)
+	m.ctx, m.cancel = context.WithCancel(context.Background())
 	data, err := os.ReadFile(m.file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -117,7 +128,16 @@ func (m *Manager) Register(_ context.Context, p plugins.Plugin) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.remove(p)
-	m.drivers[p.Name] = append(m.drivers[p.Name], driver{p.Socket, conn, prefix})
+	d := driver{socket: p.Socket, conn: conn, prefix: prefix}
+	for _, service := range healthServices {
+		if slices.Contains(p.Versions, service) && m.ctx.Err() == nil {
+			var watch context.Context
+			watch, d.unwatch = context.WithCancel(m.ctx)
+			m.running.Go(func() { m.followHealth(watch, p.Name, service, conn) })
+			break
+		}
+	}
+	m.drivers[p.Name] = append(m.drivers[p.Name], d)
 	return nil
 }
 
@@ -131,6 +151,9 @@ func (m *Manager) Deregister(p plugins.Plugin) {
 func (m *Manager) remove(p plugins.Plugin) {
 	m.drivers[p.Name] = slices.DeleteFunc(m.drivers[p.Name], func(d driver) bool {
 		if d.socket == p.Socket {
+			if d.unwatch != nil {
+				d.unwatch()
+			}
 			d.conn.Close()
 		}
 		return d.socket == p.Socket
@@ -139,14 +162,17 @@ func (m *Manager) remove(p plugins.Plugin) {
 
 // Close ends the connections to drivers.
 func (m *Manager) Close() {
+	m.cancel()
+	m.health.close()
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	for _, all := range m.drivers {
 		for _, d := range all {
 			d.conn.Close()
 		}
 	}
 	clear(m.drivers)
+	m.mu.Unlock()
+	m.running.Wait()
 }
 
 // Uses tells whether a pod has claims.
@@ -292,7 +318,7 @@ func (m *Manager) ask(ctx context.Context, name string, c *claim) ([]device, err
 	}
 	devices := []device{}
 	for _, d := range r.Devices {
-		devices = append(devices, device{d.RequestNames, d.PoolName, d.DeviceName, d.CdiDeviceIds})
+		devices = append(devices, device{d.RequestNames, d.PoolName, d.DeviceName, d.CdiDeviceIds, d.ShareId})
 	}
 	return devices, nil
 }

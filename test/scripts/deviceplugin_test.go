@@ -1,7 +1,10 @@
 package scripts
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -11,7 +14,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	resourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 )
 
 // devicePlugin is a device plugin whose devices are /dev/zero under other names, and variables. It offers what a file lists.
@@ -130,4 +136,40 @@ func (p *devicePlugin) Allocate(_ context.Context, r *pluginapi.AllocateRequest)
 		})
 	}
 	return out, nil
+}
+
+// podResources is the command podresources [NAMESPACE NAME|allocatable]: it prints what the node's PodResources socket says of all pods, of one, or of the
+// devices that there are, as JSON on one line.
+func podResources(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) > 2 {
+		ts.Fatalf("usage: podresources [NAMESPACE NAME|allocatable]")
+	}
+	conn, err := grpc.NewClient("unix://"+filepath.Join(ts.Getenv("CORACLE_DATA_DIR"), "kubelet", "pod-resources", "kubelet.sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ts.Check(err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	client := resourcesapi.NewPodResourcesListerClient(conn)
+	var out proto.Message
+	switch len(args) {
+	case 0:
+		out, err = client.List(ctx, &resourcesapi.ListPodResourcesRequest{}, grpc.WaitForReady(true))
+	case 1:
+		out, err = client.GetAllocatableResources(ctx, &resourcesapi.AllocatableResourcesRequest{}, grpc.WaitForReady(true))
+	default:
+		out, err = client.Get(ctx, &resourcesapi.GetPodResourcesRequest{PodNamespace: args[0], PodName: args[1]}, grpc.WaitForReady(true))
+	}
+	if (err != nil) != neg {
+		ts.Fatalf("podresources: %v", err)
+	}
+	if err != nil {
+		fmt.Fprintln(ts.Stderr(), err)
+		return
+	}
+	data, err := protojson.Marshal(out)
+	ts.Check(err)
+	var compact bytes.Buffer // protojson adds blanks at random
+	ts.Check(json.Compact(&compact, data))
+	fmt.Fprintln(ts.Stdout(), compact.String())
 }

@@ -6,9 +6,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
+	healthpb "k8s.io/kubelet/pkg/apis/dra-health/v1"
 	drapb "k8s.io/kubelet/pkg/apis/dra/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
@@ -17,16 +19,18 @@ import (
 type draDriver struct {
 	drapb.UnimplementedDRAPluginServer
 	registerapi.UnimplementedRegistrationServer
-	name, log string
+	healthpb.UnimplementedDRAResourceHealthServer
+	name, log, health string
 }
 
 // serveDriver is the command dradriver NAME: it serves a DRA driver to the node of the cluster until the script ends. Every claim gets the CDI
 // device NAME/class=CLAIMUID, which sets DEVICE_OF to the claim's name. What it did goes to NAME.log.
+// The health of the device is what NAME.health says (healthy or unhealthy, and a message).
 func serveDriver(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: dradriver NAME")
 	}
-	d := &draDriver{name: args[0], log: ts.MkAbs(args[0] + ".log")}
+	d := &draDriver{name: args[0], log: ts.MkAbs(args[0] + ".log"), health: ts.MkAbs(args[0] + ".health")}
 	dir := filepath.Join(ts.Getenv("CORACLE_DATA_DIR"), "kubelet", "plugins_registry")
 	ts.Check(os.MkdirAll(dir, 0o750))
 	ts.Check(os.WriteFile(d.log, nil, 0o600))
@@ -35,6 +39,7 @@ func serveDriver(ts *testscript.TestScript, neg bool, args []string) {
 	s := grpc.NewServer()
 	drapb.RegisterDRAPluginServer(s, d)
 	registerapi.RegisterRegistrationServer(s, d)
+	healthpb.RegisterDRAResourceHealthServer(s, d)
 	done := make(chan struct{})
 	go func() { defer close(done); _ = s.Serve(l) }()
 	ts.Defer(func() { s.Stop(); <-done })
@@ -42,7 +47,7 @@ func serveDriver(ts *testscript.TestScript, neg bool, args []string) {
 
 // GetInfo says what the driver is.
 func (d *draDriver) GetInfo(context.Context, *registerapi.InfoRequest) (*registerapi.PluginInfo, error) {
-	return &registerapi.PluginInfo{Type: registerapi.DRAPlugin, Name: d.name, SupportedVersions: []string{drapb.DRAPluginService}}, nil
+	return &registerapi.PluginInfo{Type: registerapi.DRAPlugin, Name: d.name, SupportedVersions: []string{drapb.DRAPluginService, healthpb.DRAResourceHealthService}}, nil
 }
 
 // NotifyRegistrationStatus takes note of whether it was taken.
@@ -53,6 +58,31 @@ func (d *draDriver) NotifyRegistrationStatus(_ context.Context, s *registerapi.R
 		d.note("refused: " + s.Error)
 	}
 	return &registerapi.RegistrationStatusResponse{}, nil
+}
+
+// NodeWatchResources tells what the file of health says, whenever it changes.
+func (d *draDriver) NodeWatchResources(_ *healthpb.NodeWatchResourcesRequest, s grpc.ServerStreamingServer[healthpb.NodeWatchResourcesResponse]) error {
+	said := ""
+	for {
+		data, _ := os.ReadFile(d.health)
+		if text := strings.TrimSpace(string(data)); text != said {
+			said = text
+			state, message, _ := strings.Cut(text, " ")
+			one := &healthpb.DeviceHealth{Device: &healthpb.DeviceIdentifier{PoolName: "pool", DeviceName: "any"}, Message: message,
+				Health: healthpb.HealthStatus_HEALTHY, HealthCheckTimeoutSeconds: 3600}
+			if state == "unhealthy" {
+				one.Health = healthpb.HealthStatus_UNHEALTHY
+			}
+			if err := s.Send(&healthpb.NodeWatchResourcesResponse{Devices: []*healthpb.DeviceHealth{one}}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-s.Context().Done():
+			return nil
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // NodePrepareResources writes a CDI specification for each claim.

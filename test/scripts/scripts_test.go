@@ -65,6 +65,7 @@ func TestScripts(t *testing.T) {
 			"extension":    serveExtension,
 			"dradriver":    serveDriver,
 			"deviceplugin": servePlugin,
+			"podresources": podResources,
 			"instance":     oneMore,
 			"expand":       expand,
 			"program":      program,
