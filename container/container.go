@@ -230,6 +230,23 @@ type Device struct {
 	ContainerPath string `json:"containerPath"`
 	// Permissions is a subset of "rwm", all if empty.
 	Permissions string `json:"permissions,omitempty"`
+	// UID, GID and Mode (permission bits) are those of the node in the container, the host's where nil.
+	UID  *uint32 `json:"uid,omitempty"`
+	GID  *uint32 `json:"gid,omitempty"`
+	Mode *uint32 `json:"mode,omitempty"`
+}
+
+// Hook is a program of the host that the runtime runs at a moment in the life of a container; it gets the container's state as JSON (OCI runtime
+// specification, "POSIX-platform Hooks"). One that fails before the container runs keeps it from running.
+type Hook struct {
+	// Name is the moment: prestart, createRuntime, createContainer, startContainer, poststart or poststop.
+	Name string `json:"name"`
+	// Path is absolute, Args include the program's name, as for execve.
+	Path string   `json:"path"`
+	Args []string `json:"args,omitempty"`
+	Env  []string `json:"env,omitempty"`
+	// Timeout in seconds ends it, 0 for none.
+	Timeout int `json:"timeout,omitempty"`
 }
 
 // User says who a process runs as.
@@ -311,6 +328,7 @@ type ContainerConfig struct {
 	MaskedPaths   []string `json:"maskedPaths,omitempty"`
 	ReadonlyPaths []string `json:"readonlyPaths,omitempty"`
 	Devices       []Device `json:"devices,omitempty"`
+	Hooks         []Hook   `json:"hooks,omitempty"`
 	Rlimits       []Rlimit `json:"rlimits,omitempty"`
 	// Sysctls set for this container alone are those of namespaces of its own (none at present but
 	// PID); those of a sandbox belong to SandboxConfig.

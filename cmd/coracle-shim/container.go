@@ -88,6 +88,11 @@ func (s *server) run(c *container) error {
 	if err != nil {
 		return startError(err)
 	}
+	for i, l := range config.Labels {
+		if strings.HasPrefix(l, "bundle=") { // hooks look there for the configuration
+			config.Labels[i] = "bundle=" + c.req.Dir
+		}
+	}
 	config.Rlimits, err = rlimits(spec.Process.Rlimits)
 	if err != nil {
 		return startError(err)
@@ -191,11 +196,22 @@ func (s *server) supervise(c *container) {
 	s.broadcast(protocol.EventExit, state)
 	if ct, err := libcontainer.Load(c.req.Root, c.req.ID); err != nil {
 		logrus.WithError(err).Warnf("cannot load exited container %s", c.req.ID)
-	} else if err := ct.Destroy(); err != nil {
+	} else if err := s.destroy(ct); err != nil {
 		logrus.WithError(err).Warnf("clearing up container %s", c.req.ID)
 	}
 	close(c.cleaned)
 	s.trim.Reset(idleTrim)
+}
+
+// destroy clears up after a container. While its hooks run, their ends are left to who waits for them.
+func (s *server) destroy(ct *libcontainer.Container) error {
+	config := ct.Config()
+	if config.HasHook(configs.Poststop) {
+		s.starting.RLock()
+		defer s.wakeReaper()
+		defer s.starting.RUnlock()
+	}
+	return ct.Destroy()
 }
 
 func (s *server) group(path string) *cgroup.Group {

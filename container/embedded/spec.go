@@ -85,10 +85,35 @@ func (b *builder) spec() (*specs.Spec, error) {
 		return nil, err
 	}
 	linux.RootfsPropagation = propagation
+	hooks, err := ociHooks(c.Hooks)
+	if err != nil {
+		return nil, err
+	}
 	return &specs.Spec{
-		Version: specs.Version, Process: process, Mounts: mounts, Linux: linux,
+		Version: specs.Version, Process: process, Mounts: mounts, Linux: linux, Hooks: hooks,
 		Root: &specs.Root{Path: b.rootfs, Readonly: c.ReadonlyRootfs},
 	}, nil
+}
+
+// ociHooks are hooks in the form of the specification, nil for none.
+func ociHooks(list []container.Hook) (*specs.Hooks, error) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	out := &specs.Hooks{}
+	for _, h := range list {
+		to := map[string]*[]specs.Hook{"prestart": &out.Prestart, "createRuntime": &out.CreateRuntime, "createContainer": &out.CreateContainer, //nolint:staticcheck // prestart is used still
+			"startContainer": &out.StartContainer, "poststart": &out.Poststart, "poststop": &out.Poststop}[h.Name]
+		if to == nil {
+			return nil, fmt.Errorf("unknown hook %q", h.Name)
+		}
+		one := specs.Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+		if h.Timeout > 0 {
+			one.Timeout = &h.Timeout
+		}
+		*to = append(*to, one)
+	}
+	return out, nil
 }
 
 func (b *builder) cwd() string {
@@ -488,6 +513,16 @@ func deviceNodes(d container.Device) ([]specs.LinuxDevice, error) {
 		}
 		rel, err := filepath.Rel(real, path)
 		dev.Path = filepath.Join(to, rel)
+		if d.UID != nil {
+			dev.UID = d.UID
+		}
+		if d.GID != nil {
+			dev.GID = d.GID
+		}
+		if d.Mode != nil {
+			mode := os.FileMode(*d.Mode & 0o777)
+			dev.FileMode = &mode
+		}
 		out = append(out, dev)
 		return err
 	})

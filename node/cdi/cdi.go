@@ -28,12 +28,19 @@ type spec struct {
 	} `json:"devices"`
 }
 
+// hooks are the moments at which a specification may have programs run.
+var hooks = []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"}
+
 type edits struct {
 	Env         []string `json:"env"`
 	DeviceNodes []struct {
 		Path        string `json:"path"`
 		HostPath    string `json:"hostPath"`
 		Permissions string `json:"permissions"`
+		// FileMode is a number, of which the permission bits count.
+		FileMode *uint32 `json:"fileMode"`
+		UID      *uint32 `json:"uid"`
+		GID      *uint32 `json:"gid"`
 	} `json:"deviceNodes"`
 	Mounts []struct {
 		HostPath      string   `json:"hostPath"`
@@ -41,14 +48,17 @@ type edits struct {
 		Options       []string `json:"options"`
 	} `json:"mounts"`
 	Hooks []struct {
-		HookName string `json:"hookName"`
-		Path     string `json:"path"`
+		HookName string   `json:"hookName"`
+		Path     string   `json:"path"`
+		Args     []string `json:"args"`
+		Env      []string `json:"env"`
+		Timeout  int      `json:"timeout"`
 	} `json:"hooks"`
 	AdditionalGIDs []uint32 `json:"additionalGids"`
 }
 
 // Inject adds CDI devices ("vendor.com/class=name") to the description of a container. It reads the specifications of dirs anew.
-// An error names a device that no specification has, or that needs what containers here cannot have (hooks).
+// An error names the devices that no specification has.
 func Inject(cfg *container.ContainerConfig, ids []string, dirs []string) error {
 	if len(ids) == 0 {
 		return nil
@@ -124,8 +134,14 @@ func find(specs []*spec, id string) (*spec, *edits) {
 }
 
 func (e *edits) apply(cfg *container.ContainerConfig, id string) error {
-	if len(e.Hooks) > 0 {
-		return fmt.Errorf("CDI device injection failed: %s needs the hook %s (%s), and containers have no hooks here", id, e.Hooks[0].HookName, e.Hooks[0].Path)
+	for _, h := range e.Hooks {
+		if !slices.Contains(hooks, h.HookName) {
+			return fmt.Errorf("CDI device injection failed: %s: invalid hook name %q", id, h.HookName)
+		}
+		if !filepath.IsAbs(h.Path) {
+			return fmt.Errorf("CDI device injection failed: %s: invalid hook, path %q is not absolute", id, h.Path)
+		}
+		cfg.Hooks = append(cfg.Hooks, container.Hook{Name: h.HookName, Path: h.Path, Args: h.Args, Env: h.Env, Timeout: max(h.Timeout, 0)})
 	}
 	cfg.Env = append(cfg.Env, e.Env...)
 	for _, d := range e.DeviceNodes {
@@ -133,7 +149,8 @@ func (e *edits) apply(cfg *container.ContainerConfig, id string) error {
 		if host == "" {
 			host = d.Path
 		}
-		cfg.Devices = append(cfg.Devices, container.Device{HostPath: host, ContainerPath: d.Path, Permissions: d.Permissions})
+		cfg.Devices = append(cfg.Devices, container.Device{HostPath: host, ContainerPath: d.Path, Permissions: d.Permissions,
+			UID: d.UID, GID: d.GID, Mode: d.FileMode})
 	}
 	for _, m := range e.Mounts {
 		mount := container.Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath}

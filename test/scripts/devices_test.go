@@ -24,7 +24,8 @@ type draDriver struct {
 }
 
 // serveDriver is the command dradriver NAME: it serves a DRA driver to the node of the cluster until the script ends. Every claim gets the CDI
-// device NAME/class=CLAIMUID, which sets DEVICE_OF to the claim's name. What it did goes to NAME.log.
+// device NAME/class=CLAIMUID, which sets DEVICE_OF to the claim's name
+// and has a hook that notes it. What it did goes to NAME.log.
 // The health of the device is what NAME.health says (healthy or unhealthy, and a message).
 func serveDriver(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
@@ -91,7 +92,8 @@ func (d *draDriver) NodePrepareResources(_ context.Context, r *drapb.NodePrepare
 	for _, c := range r.Claims {
 		d.note("prepare " + c.Namespace + "/" + c.Name)
 		spec := `{"cdiVersion": "0.6.0", "kind": "` + d.name + `/class", "devices": [{"name": "` + c.Uid + `", "containerEdits": {
-			"env": ["DEVICE_OF=` + c.Name + `"], "deviceNodes": [{"path": "/dev/of-claim", "hostPath": "/dev/zero"}]}}]}`
+			"env": ["DEVICE_OF=` + c.Name + `"], "deviceNodes": [{"path": "/dev/of-claim", "hostPath": "/dev/zero"}],
+			"hooks": [{"hookName": "createRuntime", "path": "/bin/sh", "args": ["sh", "-c", "echo hook of ` + c.Name + ` >> ` + d.log + `"]}]}}]}`
 		if err := os.MkdirAll("/var/run/cdi", 0o755); err != nil {
 			return nil, err
 		}
