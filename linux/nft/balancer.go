@@ -101,10 +101,11 @@ func Protocol(name string) uint8 {
 
 // Balancer spreads connections to fronts over backends by destination NAT, for IPv4 and IPv6.
 //
-// What differs from service to service is elements of a few hash maps: front -> pool and plan, (pool, index) -> backend. The rules are
+// What differs from service to service is elements of a few hash maps: front -> plan, (front, index) -> backend. The rules are
 // the same for all: a plan is a chain for so and so many backends. So a packet costs the same however many fronts there are,
 // a change costs the elements that differ, and the kernel, which checks all chains that can be reached whenever a
-// rule changes, has a few dozen of them to look at.
+// rule changes, has a few dozen of them to look at. No rule looks up what another map gave: from rule to rule a number is handed on in the
+// packet's priority, so that nft can print them all.
 //
 // It is safe for concurrent use. If the kernel refuses a transaction, the next one makes the table anew.
 type Balancer struct {
@@ -115,23 +116,23 @@ type Balancer struct {
 	// virtual are the ranges to which nothing but fronts leads.
 	virtual []netip.Prefix
 	// groups are what is wanted; all else says what the kernel has of it.
-	groups  map[string]*Group
-	made    map[string]*made
-	pools   uint32 // the last number of a pool; none is used twice
-	plans   map[planKey]*plan
-	lastID  uint32 // the last number of a plan
-	claims  map[frontKey][]claim
-	locals  map[netip.Addr]int // how many pools have the local backend
-	refused map[netip.Addr]int // how many groups refuse the rest of the address
-	broken  bool
-	flows   flows
+	groups   map[string]*Group
+	made     map[string]*made
+	tokens   uint32 // the last one of a backend of a sticky pool
+	plans    map[planKey]*plan
+	lastID   uint32 // the last number of a plan
+	memories map[memoryKey]*memory
+	claims   map[frontKey][]claim
+	locals   map[netip.Addr]int // how many pools have the local backend
+	refused  map[netip.Addr]int // how many groups refuse the rest of the address
+	broken   bool
+	flows    flows
 }
 
 // made is what the kernel has of a group.
 type made struct {
 	pools   map[poolKey]*pool
 	fronts  map[frontKey]value
-	limits  map[frontKey][]netip.Prefix
 	refused []netip.Addr
 	// flows are the backends whose connections go on, nil for groups without a front of a protocol without connections.
 	flows map[netip.AddrPort]bool
@@ -142,12 +143,14 @@ type poolKey struct {
 	family uint8
 }
 
+// pool are backends of one family. It is never changed, so that fronts can share it.
 type pool struct {
-	id       uint32
-	family   uint8
-	sticky   bool
 	backends []Backend // the place of each is its index in the kernel
+	// tokens, of sticky pools only, are what clients remember of each backend: they stay while it does, and are not used twice.
+	tokens []uint32
 }
+
+func (p *pool) isSticky() bool { return p != nil && p.tokens != nil }
 
 type frontKey struct {
 	addr   netip.Addr
@@ -157,11 +160,15 @@ type frontKey struct {
 	near   bool
 }
 
-// value is what a front leads to.
+// value is what a front leads to, the zero value nowhere.
 type value struct {
-	pool uint32
-	plan *plan
+	plan  *plan
+	pool  *pool  // nil if there is no backend
+	limit *limit // nil if everybody may use it
 }
+
+// limit are the clients that may use a front.
+type limit struct{ allowed []netip.Prefix }
 
 // claim is a group's wish for a front. Where several want the same, the first has it.
 type claim struct {
@@ -283,12 +290,13 @@ func (b *Balancer) finish(t *transaction, stale *flowChanges) error {
 		b.broken = true
 		return fmt.Errorf("nftables: table %s: %w", b.name, err)
 	}
-	return errors.Join(b.kernel.forgetClients(t.orphans), b.flows.forget(stale))
+	return errors.Join(b.kernel.forgetClients(b.lone(t.orphans)), b.flows.forget(stale))
 }
 
 // rebuild makes the table and all that is wanted of it.
 func (b *Balancer) rebuild() error {
 	b.made, b.plans, b.claims = map[string]*made{}, map[planKey]*plan{}, map[frontKey][]claim{}
+	b.memories = map[memoryKey]*memory{}
 	b.locals, b.refused = map[netip.Addr]int{}, map[netip.Addr]int{}
 	t := b.kernel.begin()
 	t.table(b.inside)
@@ -323,7 +331,7 @@ func (b *Balancer) plan(t *transaction, id string, stale *flowChanges) {
 	if have == nil {
 		have = &made{}
 	}
-	fresh := &made{pools: map[poolKey]*pool{}, fronts: map[frontKey]value{}, limits: map[frontKey][]netip.Prefix{}, refused: want.Refused, flows: want.flows()}
+	fresh := &made{pools: map[poolKey]*pool{}, fronts: map[frontKey]value{}, refused: want.Refused, flows: want.flows()}
 	b.planPools(t, want, have, fresh)
 	b.planFronts(t, id, want, have, fresh)
 	stale.compare(have, fresh)
@@ -348,69 +356,42 @@ func (b *Balancer) planPools(t *transaction, want *Group, have, fresh *made) {
 		}
 		for place, backends := range byFamily {
 			key := poolKey{i, uint8(4 + 2*place)}
-			old := have.pools[key]
-			if len(backends) == 0 {
-				continue
+			if len(backends) > 0 {
+				fresh.pools[key] = b.fill(t, have.pools[key], backends, want.Sticky > 0)
 			}
-			if old == nil {
-				b.pools++
-				old = &pool{id: b.pools, family: key.family}
-			}
-			fresh.pools[key] = b.fill(t, old, backends, want.Sticky > 0)
 		}
 	}
 	for key, old := range have.pools {
 		if fresh.pools[key] == nil {
-			b.fill(t, old, nil, false)
+			b.count(t, old.backends, -1)
 		}
 	}
 }
 
-// fill changes the elements of a pool: those that stay keep their index, and those that come take the places of those that go.
+// fill is a pool with what is wanted: backends that stay keep their index, and those that come take the places of those that go. It
+// is the old one if that has it all.
 func (b *Balancer) fill(t *transaction, old *pool, want []Backend, sticky bool) *pool {
-	fresh := &pool{id: old.id, family: old.family, sticky: sticky, backends: places(old.backends, want)}
-	for i := range max(len(old.backends), len(fresh.backends)) {
-		var was, is netip.AddrPort
-		if i < len(old.backends) {
-			was = old.backends[i].Addr
-		}
-		if i < len(fresh.backends) {
-			is = fresh.backends[i].Addr
-		}
-		if was == is {
-			continue
-		}
-		if was.IsValid() {
-			t.remove(t.backends(old.family), backendElement(old.id, i, was))
-		}
-		if is.IsValid() {
-			t.add(t.backends(old.family), backendElement(old.id, i, is))
-		}
+	if old == nil {
+		old = &pool{}
 	}
-	members := func(p *pool) map[netip.AddrPort]bool {
-		set := map[netip.AddrPort]bool{}
-		if p.sticky {
-			for _, k := range p.backends {
-				set[k.Addr] = true
-			}
-		}
-		return set
+	fresh := &pool{backends: places(old.backends, want)}
+	if old.isSticky() == sticky && slices.Equal(old.backends, fresh.backends) {
+		return old
 	}
-	if old.sticky || sticky {
-		before, after := members(old), members(fresh)
-		for a := range before {
-			if !after[a] {
-				t.remove(t.members(old.family), memberElement(old.id, a))
-			}
+	if sticky {
+		known := make(map[netip.AddrPort]uint32, len(old.tokens))
+		for i, token := range old.tokens {
+			known[old.backends[i].Addr] = token
 		}
-		for a := range after {
-			if !before[a] {
-				t.add(t.members(old.family), memberElement(old.id, a))
+		fresh.tokens = make([]uint32, len(fresh.backends))
+		for i := range fresh.backends {
+			token, ok := known[fresh.backends[i].Addr]
+			if !ok {
+				b.tokens++
+				token = firstToken + b.tokens%tokens
 			}
+			fresh.tokens[i] = token
 		}
-	}
-	if old.sticky && !sticky {
-		t.orphans = append(t.orphans, orphan{old.id, old.family})
 	}
 	b.count(t, old.backends, -1)
 	b.count(t, fresh.backends, 1)
@@ -498,23 +479,21 @@ func (b *Balancer) planFronts(t *transaction, id string, want *Group, have, fres
 		r := &want.Routes[i]
 		for _, key := range r.Front.keys(fresh, r.Pool) {
 			p := planKey{family: key.family, place: key.place(), source: r.Source, empty: r.Empty}
-			var number uint32
-			if pool := fresh.pools[poolKey{r.Pool, key.family}]; pool != nil {
-				number, p.count, p.sticky, p.empty = pool.id, len(pool.backends), want.Sticky, PassEmpty
+			v := value{pool: fresh.pools[poolKey{r.Pool, key.family}]}
+			if v.pool != nil {
+				p.count, p.sticky, p.empty = len(v.pool.backends), want.Sticky, PassEmpty
 			} else if r.Empty == PassEmpty {
 				continue
 			} else {
 				p.source = KeepSource
 			}
-			fresh.fronts[key] = value{number, b.planFor(t, p)}
+			v.plan = b.planFor(t, p)
 			if r.Allowed != nil && key.addr.IsValid() {
-				fresh.limits[key] = r.Allowed
+				if v.limit = have.fronts[key].limit; v.limit == nil || !slices.Equal(v.limit.allowed, r.Allowed) {
+					v.limit = &limit{r.Allowed}
+				}
 			}
-		}
-	}
-	for key, v := range fresh.fronts {
-		if old, there := have.fronts[key]; !there || old != v {
-			b.claim(t, key, claim{id, v})
+			fresh.fronts[key] = v
 		}
 	}
 	for key := range have.fronts {
@@ -522,14 +501,9 @@ func (b *Balancer) planFronts(t *transaction, id string, want *Group, have, fres
 			b.release(t, key, id)
 		}
 	}
-	for key, allowed := range have.limits {
-		if !slices.Equal(allowed, fresh.limits[key]) || fresh.limits[key] == nil {
-			t.limit(key, allowed, false)
-		}
-	}
-	for key, allowed := range fresh.limits {
-		if old, there := have.limits[key]; !there || !slices.Equal(allowed, old) {
-			t.limit(key, allowed, true)
+	for key, v := range fresh.fronts {
+		if have.fronts[key] != v {
+			b.claim(t, key, claim{id, v})
 		}
 	}
 	for _, v := range have.fronts {
@@ -566,20 +540,17 @@ func (f Front) keys(m *made, index int) []frontKey {
 func (b *Balancer) claim(t *transaction, key frontKey, c claim) {
 	all := b.claims[key]
 	i := slices.IndexFunc(all, func(o claim) bool { return o.group == c.group })
+	var was value
 	if i < 0 {
 		i = len(all)
 		all = append(all, c)
 		b.claims[key] = all
-		if i == 0 {
-			t.add(t.fronts(key), frontElement(key, c.value))
-		}
-		return
+	} else {
+		was, all[i] = all[i].value, c
 	}
 	if i == 0 {
-		t.remove(t.fronts(key), frontElement(key, all[0].value))
-		t.add(t.fronts(key), frontElement(key, c.value))
+		t.lead(key, was, c.value)
 	}
-	all[i] = c
 }
 
 func (b *Balancer) release(t *transaction, key frontKey, group string) {
@@ -588,15 +559,31 @@ func (b *Balancer) release(t *transaction, key frontKey, group string) {
 	if i < 0 {
 		return
 	}
+	was := all[i].value
+	all = slices.Delete(all, i, i+1)
 	if i == 0 {
-		t.remove(t.fronts(key), frontElement(key, all[0].value))
-		if len(all) > 1 {
-			t.add(t.fronts(key), frontElement(key, all[1].value))
+		var is value
+		if len(all) > 0 {
+			is = all[0].value
 		}
+		t.lead(key, was, is)
 	}
-	if all = slices.Delete(all, i, i+1); len(all) == 0 {
+	if len(all) == 0 {
 		delete(b.claims, key)
 	} else {
 		b.claims[key] = all
 	}
+}
+
+// lone are those of the fronts that share what clients remember with no other: near or not is one to a client.
+func (b *Balancer) lone(fronts []frontKey) []frontKey {
+	return slices.DeleteFunc(fronts, func(key frontKey) bool {
+		for range 2 {
+			if all := b.claims[key]; len(all) > 0 && all[0].value.pool.isSticky() {
+				return true
+			}
+			key.near = !key.near
+		}
+		return false
+	})
 }

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -171,5 +172,43 @@ func BenchmarkEndpointChange(b *testing.B) {
 			}
 			b.ReportMetric(float64(full.Milliseconds()), "full-ms")
 		})
+	}
+}
+
+// TestLimitsGoWithTheirFront: where two want the same front, the clients that may use it are those of the one that has it.
+func TestLimitsGoWithTheirFront(t *testing.T) {
+	namespace(t)
+	b, err := NewBalancer("churn", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	limited := func(n int, ranges ...string) *Group {
+		g := testGroup(0, n)
+		g.Routes = g.Routes[:1]
+		for _, r := range ranges {
+			g.Routes[0].Allowed = append(g.Routes[0].Allowed, netip.MustParsePrefix(r))
+		}
+		return g
+	}
+	for _, step := range []struct {
+		change map[string]*Group
+		want   []string
+	}{
+		{map[string]*Group{"a": limited(1, "192.0.2.0/24"), "b": limited(2, "192.0.2.0/24")}, []string{"limited4 1", "backends4 1"}},
+		{map[string]*Group{"a": nil}, []string{"limited4 1", "backends4 2"}},
+		{map[string]*Group{"c": limited(3)}, []string{"limited4 1", "backends4 2"}},
+		{map[string]*Group{"b": nil}, []string{"limited4 0", "backends4 3"}},
+		{map[string]*Group{"c": nil}, []string{"limited4 0", "backends4 0"}},
+	} {
+		if err := b.Apply(step.change); err != nil {
+			t.Fatal(err)
+		}
+		got := contents(t)
+		for _, want := range step.want {
+			if !slices.Contains(got, want) {
+				t.Errorf("after %v: no %q in %q", slices.Collect(maps.Keys(step.change)), want, got)
+			}
+		}
 	}
 }

@@ -24,11 +24,9 @@ const (
 type familyMaps struct {
 	number uint8 // 4 or 6
 	proto  byte  // as the kernel names the family
-	// near, fronts and ports, nearPorts lead to a pool and a plan.
+	// near, fronts and nearPorts, ports lead to a plan. A front of an address is address, protocol, port, of all addresses protocol, port.
 	near, fronts, nearPorts, ports *nftables.Set
-	backends                       *nftables.Set // pool, index -> address, port
-	members                        *nftables.Set // pool, address, port: of sticky pools
-	clients                        *nftables.Set // pool, client -> address, port
+	addresses, all                 backendMaps   // of the fronts with an address, and of the others
 	hairpins                       *nftables.Set // backends that may reach themselves
 	refused                        *nftables.Set
 	limited                        *nftables.Set // fronts that not everybody may use
@@ -38,9 +36,16 @@ type familyMaps struct {
 	src, dst  uint32 // offsets in the network header
 	addrLen   uint32
 	afterAddr uint32 // registers behind an address that begins at reg0
-	backAddr  uint32 // where a backend's address and port come to be
-	backPort  uint32
 }
+
+// backendMaps lead from fronts to backends.
+type backendMaps struct {
+	backends *nftables.Set // front, index or token -> address, port
+	tokens   *nftables.Set // front, index -> token: of sticky pools
+	clients  *nftables.Set // front, client -> token
+}
+
+func (m backendMaps) sets() []*nftables.Set { return []*nftables.Set{m.backends, m.tokens, m.clients} }
 
 // kernel is the table as the kernel has it.
 type kernel struct {
@@ -56,23 +61,34 @@ const reg1 = unix.NFT_REG_1
 // Registers of four bytes: r(0) is the first.
 func r(n uint32) uint32 { return unix.NFT_REG32_00 + n }
 
-// The places of what is known of a packet. The pool and what follows it are the key of the maps of backends and members.
+// The places of what is not part of a key. A key begins at r(0) and has ten registers at most.
 var (
-	poolReg = r(8)
-	planReg = r(9) // until a plan is chosen; then the index of the backend
+	backendReg = r(10) // address and port of a backend
+	numberReg  = r(15)
+)
+
+// Numbers that a packet's priority has from one rule to the next: of a plan, of a backend's index, or a token. No traffic class has such a
+// number, and only who may administer the network can give it to a packet; it is taken away before the packet leaves.
+const (
+	numberMask = 0xe000_0000
+	firstPlan  = 0xc000_0000
+	plans      = 0x0800_0000
+	// firstIndex is of the first backend, nearIndex of a Near front's: one that is not may have others.
+	firstIndex = 0xc800_0000
+	nearIndex  = 0xcc00_0000
+	firstToken = 0xd000_0000
+	tokens     = 0x1000_0000
 )
 
 func openKernel(name string) (*kernel, error) {
 	k := &kernel{table: &nftables.Table{Name: name, Family: nftables.TableFamilyINet}}
-	integer := nftables.TypeInteger
-	route := nftables.MustConcatSetType(integer, integer)
-	k.plans = &nftables.Set{Table: k.table, Name: "plans", IsMap: true, KeyType: integer, DataType: nftables.TypeVerdict}
+	number := nftables.TypeClassID // what a priority is to nft, which does not print integers
+	k.plans = &nftables.Set{Table: k.table, Name: "plans", IsMap: true, KeyType: number, DataType: nftables.TypeVerdict}
 	for i, f := range []*familyMaps{
 		{number: 4, proto: unix.NFPROTO_IPV4, addrType: nftables.TypeIPAddr, src: 12, dst: 16, addrLen: 4},
 		{number: 6, proto: unix.NFPROTO_IPV6, addrType: nftables.TypeIP6Addr, src: 8, dst: 24, addrLen: 16},
 	} {
 		f.afterAddr = f.addrLen / 4
-		f.backAddr, f.backPort = r(9), r(9+f.afterAddr)
 		front := nftables.MustConcatSetType(f.addrType, nftables.TypeInetProto, nftables.TypeInetService)
 		port := nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
 		backend := nftables.MustConcatSetType(f.addrType, nftables.TypeInetService)
@@ -84,13 +100,16 @@ func openKernel(name string) (*kernel, error) {
 			s.IsMap, s.DataType, s.Concatenation = true, data, true
 			return s
 		}
-		f.near, f.fronts = mapping("near", front, route), mapping("fronts", front, route)
-		f.nearPorts, f.ports = mapping("near-ports", port, route), mapping("ports", port, route)
-		f.backends = mapping("backends", nftables.MustConcatSetType(integer, integer), backend)
-		f.members = set("members", nftables.MustConcatSetType(integer, f.addrType, nftables.TypeInetService))
-		f.members.Concatenation = true
-		f.clients = mapping("clients", nftables.MustConcatSetType(integer, f.addrType), backend)
-		f.clients.Dynamic, f.clients.HasTimeout, f.clients.Size = true, true, maxClients
+		maps := func(prefix string, key ...nftables.SetDatatype) backendMaps {
+			indexed, client := nftables.MustConcatSetType(append(key, number)...), nftables.MustConcatSetType(append(key, f.addrType)...)
+			m := backendMaps{mapping(prefix+"backends", indexed, backend), mapping(prefix+"tokens", indexed, number), mapping(prefix+"clients", client, number)}
+			m.clients.Dynamic, m.clients.HasTimeout, m.clients.Size = true, true, maxClients
+			return m
+		}
+		f.near, f.fronts = mapping("near", front, number), mapping("fronts", front, number)
+		f.nearPorts, f.ports = mapping("near-ports", port, number), mapping("ports", port, number)
+		f.addresses = maps("", f.addrType, nftables.TypeInetProto, nftables.TypeInetService)
+		f.all = maps("port-", nftables.TypeInetProto, nftables.TypeInetService)
 		f.hairpins = set("hairpins", nftables.MustConcatSetType(f.addrType, f.addrType))
 		f.hairpins.Concatenation = true
 		f.refused = set("refused", f.addrType)
@@ -103,11 +122,11 @@ func openKernel(name string) (*kernel, error) {
 	return k, k.open()
 }
 
-// maxClients is how many clients of sticky fronts are remembered in each family.
+// maxClients is how many clients of sticky fronts are remembered in each map.
 const maxClients = 1 << 20
 
 func (f *familyMaps) sets() []*nftables.Set {
-	return []*nftables.Set{f.near, f.fronts, f.nearPorts, f.ports, f.backends, f.members, f.clients, f.hairpins, f.refused, f.limited, f.allowed}
+	return append(append(f.addresses.sets(), f.all.sets()...), f.near, f.fronts, f.nearPorts, f.ports, f.hairpins, f.refused, f.limited, f.allowed)
 }
 
 func (k *kernel) open() error {
@@ -156,13 +175,8 @@ type transaction struct {
 	size   int // elements
 	// doomed are chains that nothing leads to once the elements are changed.
 	doomed []*nftables.Chain
-	// orphans are sticky pools that are no more.
-	orphans []orphan
-}
-
-type orphan struct {
-	pool   uint32
-	family uint8
+	// orphans are fronts that are sticky no more.
+	orphans []frontKey
 }
 
 func (k *kernel) begin() *transaction {
@@ -240,8 +254,6 @@ func (t *transaction) send() error {
 	return nil
 }
 
-func (t *transaction) backends(family uint8) *nftables.Set { return t.kernel.family(family).backends }
-func (t *transaction) members(family uint8) *nftables.Set  { return t.kernel.family(family).members }
 func (t *transaction) hairpins(a netip.Addr) *nftables.Set {
 	return t.kernel.family(familyOf(a)).hairpins
 }
@@ -271,14 +283,17 @@ func (t *transaction) fronts(key frontKey) *nftables.Set {
 }
 
 // limit adds or removes the clients that may use a front.
-func (t *transaction) limit(key frontKey, allowed []netip.Prefix, yes bool) {
+func (t *transaction) limit(key frontKey, l *limit, yes bool) {
+	if l == nil {
+		return
+	}
 	f := t.kernel.family(key.family)
 	change := t.remove
 	if yes {
 		change = t.add
 	}
 	change(f.limited, element{key: key.bytes()})
-	for _, p := range disjoint(allowed, key.family) {
+	for _, p := range disjoint(l.allowed, key.family) {
 		from := p.Masked().Addr()
 		change(f.allowed, element{key: append(key.bytes(), from.AsSlice()...), end: append(key.bytes(), last(p).AsSlice()...)})
 	}
@@ -326,16 +341,111 @@ func (key frontKey) bytes() []byte {
 	return append(append(b, key.proto, 0, 0, 0), portBytes(key.port)...)
 }
 
-func frontElement(key frontKey, v value) element {
-	return element{key: key.bytes(), value: append(number(v.pool), number(v.plan.id)...)}
+// lead brings a front from where it leads to where it should.
+func (t *transaction) lead(key frontKey, was, is value) {
+	f := t.kernel.family(key.family)
+	name := key.bytes()
+	if was.plan != is.plan {
+		if was.plan != nil {
+			t.remove(t.fronts(key), element{key: name, value: number(was.plan.id)})
+		}
+		if is.plan != nil {
+			t.add(t.fronts(key), element{key: name, value: number(is.plan.id)})
+		}
+	}
+	if was.limit != is.limit {
+		t.limit(key, was.limit, false)
+		t.limit(key, is.limit, true)
+	}
+	if was.pool == is.pool {
+		return
+	}
+	t.leadTo(f.maps(key.place()), name, key.firstIndex(), was.pool, is.pool)
+	if was.pool.isSticky() && !is.pool.isSticky() {
+		t.orphans = append(t.orphans, key)
+	}
 }
 
-func backendElement(pool uint32, index int, a netip.AddrPort) element {
-	return element{key: append(number(pool), number(uint32(index))...), value: addrPort(a)}
+// leadTo changes the elements of a front that are of a pool.
+func (t *transaction) leadTo(maps backendMaps, name []byte, first uint32, was, is *pool) {
+	element := func(n uint32, value []byte) element {
+		return element{key: append(slices.Clip(name), number(n)...), value: value}
+	}
+	had, has := was.byToken(), is.byToken()
+	for i := range max(was.size(), is.size()) {
+		at := first + uint32(i)
+		before, after := was.at(i), is.at(i)
+		if before != after && before.IsValid() {
+			t.remove(maps.backends, element(at, addrPort(before)))
+		}
+		if before != after && after.IsValid() {
+			t.add(maps.backends, element(at, addrPort(after)))
+		}
+		gone, come := was.token(i), is.token(i)
+		if gone == come {
+			continue
+		}
+		if gone != 0 {
+			t.remove(maps.tokens, element(at, number(gone)))
+			if !has[gone].IsValid() {
+				t.remove(maps.backends, element(gone, addrPort(before)))
+			}
+		}
+		if come != 0 {
+			t.add(maps.tokens, element(at, number(come)))
+			if !had[come].IsValid() {
+				t.add(maps.backends, element(come, addrPort(after)))
+			}
+		}
+	}
 }
 
-func memberElement(pool uint32, a netip.AddrPort) element {
-	return element{key: append(number(pool), addrPort(a)...)}
+func (p *pool) size() int {
+	if p == nil {
+		return 0
+	}
+	return len(p.backends)
+}
+
+// at is the backend of an index, the zero value if there is none.
+func (p *pool) at(i int) netip.AddrPort {
+	if i >= p.size() {
+		return netip.AddrPort{}
+	}
+	return p.backends[i].Addr
+}
+
+// token is that of an index, 0 if there is none.
+func (p *pool) token(i int) uint32 {
+	if !p.isSticky() || i >= len(p.tokens) {
+		return 0
+	}
+	return p.tokens[i]
+}
+
+func (p *pool) byToken() map[uint32]netip.AddrPort {
+	if !p.isSticky() {
+		return nil
+	}
+	all := make(map[uint32]netip.AddrPort, len(p.tokens))
+	for i, token := range p.tokens {
+		all[token] = p.backends[i].Addr
+	}
+	return all
+}
+
+func (key frontKey) firstIndex() uint32 {
+	if key.near {
+		return nearIndex
+	}
+	return firstIndex
+}
+
+func (f *familyMaps) maps(p place) backendMaps {
+	if p.port {
+		return f.all
+	}
+	return f.addresses
 }
 
 // pair is an address twice: the source and destination of what reaches itself.
@@ -346,46 +456,57 @@ func pairElement(a netip.Addr) element { return element{key: pair(a)} }
 // forgetTries is how often the clients of pools that are no more are looked for: one of them may time out meanwhile.
 const forgetTries = 5
 
-// forgetClients removes what clients of sticky pools that are no more had.
-func (k *kernel) forgetClients(orphans []orphan) error {
-	if len(orphans) == 0 {
-		return nil
+// forgetClients removes what is remembered of clients of fronts that are sticky no more.
+func (k *kernel) forgetClients(orphans []frontKey) error {
+	gone := map[*nftables.Set]map[string]bool{}
+	for _, key := range orphans {
+		clients := k.family(key.family).maps(key.place()).clients
+		if gone[clients] == nil {
+			gone[clients] = map[string]bool{}
+		}
+		gone[clients][string(key.bytes())] = true
 	}
-	gone := map[orphan]bool{}
-	for _, o := range orphans {
-		gone[o] = true
+	var errs []error
+	for clients, names := range gone {
+		errs = append(errs, k.forgetIn(clients, names))
 	}
-	var err error
-	for _, f := range k.families {
-		for range forgetTries {
-			var all []nftables.SetElement
-			if all, err = k.conn.GetSetElements(f.clients); err != nil {
-				break
-			}
-			var doomed []nftables.SetElement
-			for _, e := range all {
-				if len(e.Key) >= 4 && gone[orphan{binary.NativeEndian.Uint32(e.Key), f.number}] {
-					doomed = append(doomed, nftables.SetElement{Key: e.Key})
-				}
-			}
-			if len(doomed) == 0 {
-				break
-			}
-			for part := range slices.Chunk(doomed, inMessage) {
-				err = errors.Join(err, k.conn.SetDeleteElements(f.clients, part))
-			}
-			if err = errors.Join(err, k.conn.Flush()); err == nil {
-				break
-			}
-			if opened := errors.Join(k.close(), k.open()); opened != nil {
-				return opened
+	return errors.Join(errs...)
+}
+
+func (k *kernel) forgetIn(clients *nftables.Set, names map[string]bool) (err error) {
+	for range forgetTries {
+		var all []nftables.SetElement
+		if all, err = k.conn.GetSetElements(clients); err != nil {
+			break
+		}
+		var doomed []nftables.SetElement
+		for _, e := range all {
+			if names[string(e.Key[:max(0, len(e.Key)-k.addrLen(clients))])] {
+				doomed = append(doomed, nftables.SetElement{Key: e.Key})
 			}
 		}
-		if err != nil {
-			return fmt.Errorf("nftables: forget clients: %w", err)
+		if len(doomed) == 0 {
+			return nil
+		}
+		for part := range slices.Chunk(doomed, inMessage) {
+			err = errors.Join(err, k.conn.SetDeleteElements(clients, part))
+		}
+		if err = errors.Join(err, k.conn.Flush()); err == nil {
+			return nil
+		}
+		if opened := errors.Join(k.close(), k.open()); opened != nil {
+			return opened
 		}
 	}
-	return nil
+	return fmt.Errorf("nftables: forget clients: %w", err)
+}
+
+// addrLen is the length of a client's address in a set.
+func (k *kernel) addrLen(s *nftables.Set) int {
+	if f := k.families[1]; s == f.addresses.clients || s == f.all.clients {
+		return int(f.addrLen)
+	}
+	return int(k.families[0].addrLen)
 }
 
 // DeleteTable removes a table with all that is in it. An absent one is no error.
@@ -429,7 +550,22 @@ type planKey struct {
 }
 
 type plan struct {
-	id    uint32
-	chain *nftables.Chain
-	users int // fronts that lead to it
+	id     uint32
+	chain  *nftables.Chain
+	memory *memory // of sticky ones
+	users  int     // fronts that lead to it
+}
+
+// memory are the chains of sticky plans of the same time.
+type memory struct {
+	key memoryKey
+	// recall goes where a client was last, if that is still there; learn has it remember the backend of an index.
+	recall, learn *nftables.Chain
+	users         int // plans
+}
+
+type memoryKey struct {
+	family uint8
+	port   bool
+	sticky time.Duration
 }

@@ -55,7 +55,7 @@ func (t *transaction) table(inside []netip.Prefix) {
 		k.conn.DelTable(old)
 	}
 	k.conn.AddTable(k.table)
-	for _, s := range append(append([]*nftables.Set{k.plans}, k.families[0].sets()...), k.families[1].sets()...) {
+	for _, s := range append(append(k.families[0].sets(), k.families[1].sets()...), k.plans) {
 		// Only a wrong type of set is refused here, and they are constant.
 		if err := k.conn.AddSet(s, nil); err != nil {
 			panic(err)
@@ -70,6 +70,7 @@ func (t *transaction) table(inside []netip.Prefix) {
 		return k.conn.AddChain(&nftables.Chain{Name: name, Table: k.table, Type: kind, Hooknum: hook, Priority: priority})
 	}
 	for _, f := range k.families {
+		t.picks(f)
 		t.entry(f, inside)
 		t.virtualChain(f)
 	}
@@ -82,6 +83,13 @@ func (t *transaction) table(inside []netip.Prefix) {
 		base("refuse-forward", nftables.ChainHookForward, nftables.ChainPriorityFilter, nftables.ChainTypeFilter),
 		base("refuse-output", nftables.ChainHookOutput, nftables.ChainPriorityFilter, nftables.ChainTypeFilter),
 	}
+	t.rule(post, []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: r(0)},
+		&expr.Bitwise{SourceRegister: r(0), DestRegister: r(0), Len: 4, Mask: number(numberMask), Xor: number(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: r(0), Data: number(firstPlan)},
+		&expr.Immediate{Register: r(0), Data: number(0)},
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: r(0), SourceRegister: true},
+	})
 	t.rule(post, []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: r(0)},
 		&expr.Bitwise{SourceRegister: r(0), DestRegister: r(1), Len: 4, Mask: number(mark), Xor: number(0)},
@@ -121,12 +129,12 @@ func (t *transaction) table(inside []netip.Prefix) {
 // entry makes the chains through which the first packet of every connection goes.
 func (t *transaction) entry(f *familyMaps, inside []netip.Prefix) {
 	far := t.chain(fmt.Sprint("far", f.number))
-	t.rule(far, f.follow(place{}))
-	t.rule(far, local(false, expr.CmpOpEq), f.within(f.dst, loopback[f.number], expr.CmpOpNeq), f.follow(place{port: true}))
+	t.follow(f, far, place{})
+	t.follow(f, far, place{port: true})
 
 	near := t.chain(fmt.Sprint("near", f.number))
-	t.rule(near, f.follow(place{near: true}))
-	t.rule(near, local(false, expr.CmpOpEq), f.within(f.dst, loopback[f.number], expr.CmpOpNeq), f.follow(place{port: true, near: true}))
+	t.follow(f, near, place{near: true})
+	t.follow(f, near, place{port: true, near: true})
 	t.rule(near, goTo(far.Name))
 
 	outside := t.chain(fmt.Sprint("outside", f.number))
@@ -138,9 +146,10 @@ func (t *transaction) entry(f *familyMaps, inside []netip.Prefix) {
 	t.rule(outside, goTo("mark"))
 
 	entry := t.chain(fmt.Sprint("entry", f.number))
-	t.rule(entry, f.front(), []expr.Any{
+	front, next := f.front(place{})
+	t.rule(entry, front, []expr.Any{
 		&expr.Lookup{SourceRegister: r(0), SetName: f.limited.Name, SetID: f.limited.ID},
-		&expr.Payload{DestRegister: r(f.afterAddr + 2), Base: expr.PayloadBaseNetworkHeader, Offset: f.src, Len: f.addrLen},
+		f.client(next),
 		&expr.Lookup{SourceRegister: r(0), SetName: f.allowed.Name, SetID: f.allowed.ID, Invert: true},
 		&expr.Verdict{Kind: expr.VerdictDrop},
 	})
@@ -153,33 +162,43 @@ func (t *transaction) entry(f *familyMaps, inside []netip.Prefix) {
 	t.rule(entry, goTo(far.Name))
 }
 
-// front loads a packet's address, protocol and port, port only the latter two.
-func (f *familyMaps) front() []expr.Any {
-	return append([]expr.Any{&expr.Payload{DestRegister: r(0), Base: expr.PayloadBaseNetworkHeader, Offset: f.dst, Len: f.addrLen}}, f.protoPort(f.afterAddr)...)
+// front loads a packet's front from r(0) on: address, protocol and port, or the latter two. next is the register behind it.
+func (f *familyMaps) front(p place) (load []expr.Any, next uint32) {
+	if !p.port {
+		load, next = []expr.Any{&expr.Payload{DestRegister: r(0), Base: expr.PayloadBaseNetworkHeader, Offset: f.dst, Len: f.addrLen}}, f.afterAddr
+	}
+	return append(load, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: r(next)},
+		&expr.Payload{DestRegister: r(next + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2}), next + 2
 }
 
-func (f *familyMaps) port() []expr.Any { return f.protoPort(0) }
-
-func (f *familyMaps) protoPort(n uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: r(n)},
-		&expr.Payload{DestRegister: r(n + 1), Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-	}
+// client loads a packet's source.
+func (f *familyMaps) client(at uint32) expr.Any {
+	return &expr.Payload{DestRegister: r(at), Base: expr.PayloadBaseNetworkHeader, Offset: f.src, Len: f.addrLen}
 }
 
-// find looks a packet's front up. A rule cannot read what another has loaded (the kernel refuses it), so that a plan's rules begin with
-// this too.
-func (f *familyMaps) find(p place) []expr.Any {
-	key, fronts := f.front(), f.at(p)
-	if p.port {
-		key = f.port()
-	}
-	return append(key, &expr.Lookup{SourceRegister: r(0), DestRegister: poolReg, IsDestRegSet: true, SetName: fronts.Name, SetID: fronts.ID})
+func priority(register uint32) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: register}
+}
+
+func setPriority(register uint32) expr.Any {
+	return &expr.Meta{Key: expr.MetaKeyPRIORITY, Register: register, SourceRegister: true}
+}
+
+// ask looks r(0) and what follows it up in a map. A rule looks up once only, and never what it found: nft 1.0.6 aborts where it is to print
+// such a rule.
+func ask(s *nftables.Set, register uint32) expr.Any {
+	return &expr.Lookup{SourceRegister: r(0), DestRegister: register, IsDestRegSet: true, SetName: s.Name, SetID: s.ID}
 }
 
 // follow goes to the plan of a packet's front, if it has one.
-func (f *familyMaps) follow(p place) []expr.Any {
-	return append(f.find(p), &expr.Lookup{SourceRegister: planReg, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: "plans"})
+func (t *transaction) follow(f *familyMaps, chain *nftables.Chain, p place) {
+	var only []expr.Any
+	if p.port {
+		only = append(local(false, expr.CmpOpEq), f.within(f.dst, loopback[f.number], expr.CmpOpNeq)...)
+	}
+	front, _ := f.front(p)
+	t.rule(chain, only, front, []expr.Any{ask(f.at(p), numberReg), setPriority(numberReg)})
+	t.rule(chain, []expr.Any{priority(r(0)), ask(t.kernel.plans, unix.NFT_REG_VERDICT)})
 }
 
 // virtualChain makes the chain that refuses what is still on its way to a virtual range after translation.
@@ -218,11 +237,14 @@ func (b *Balancer) planFor(t *transaction, key planKey) *plan {
 		return p
 	}
 	b.lastID++
-	p := &plan{id: b.lastID}
-	p.chain = t.chain(fmt.Sprint("plan", p.id))
+	p := &plan{id: firstPlan + b.lastID%plans}
+	p.chain = t.chain(fmt.Sprint("plan", b.lastID))
 	b.plans[key] = p
 	f := t.kernel.family(key.family)
-	for _, rule := range f.rules(key) {
+	if key.count > 0 && key.sticky > 0 {
+		p.memory = b.memoryFor(t, memoryKey{key.family, key.place.port, key.sticky})
+	}
+	for _, rule := range f.rules(key, p.memory) {
 		t.rule(p.chain, rule)
 	}
 	// The chains of the map are few: a change of it makes the kernel check them all.
@@ -252,14 +274,21 @@ func (b *Balancer) dropPlans(t *transaction) {
 			panic(err) // as above
 		}
 		t.doomed = append(t.doomed, p.chain)
+		if m := p.memory; m != nil {
+			if m.users--; m.users == 0 {
+				delete(b.memories, m.key)
+				t.doomed = append(t.doomed, m.recall, m.learn)
+			}
+		}
 	}
 }
 
 // deleteOp is the third operation of a set's change by a rule, after adding and updating (linux/netfilter/nf_tables.h).
 const deleteOp = 2
 
-// rules are those of a plan's chain.
-func (f *familyMaps) rules(key planKey) [][]expr.Any {
+// rules are those of a plan's chain. None of them looks anything up: a chain that comes to look a map up makes the kernel walk all elements
+// of the map once, so that the chains that do are few and there from the start (pick) or for each time of sticky ones (memory).
+func (f *familyMaps) rules(key planKey, m *memory) [][]expr.Any {
 	switch {
 	case key.count == 0 && key.empty == DropEmpty:
 		return [][]expr.Any{{&expr.Verdict{Kind: expr.VerdictDrop}}}
@@ -273,41 +302,56 @@ func (f *familyMaps) rules(key planKey) [][]expr.Any {
 	case HideSource:
 		rules = append(rules, jumpTo("mark"))
 	}
-	dnat := []expr.Any{&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: f.backAddr, RegProtoMin: f.backPort, Specified: true}}
-	backend := &expr.Lookup{SourceRegister: poolReg, DestRegister: f.backAddr, IsDestRegSet: true, SetName: f.backends.Name, SetID: f.backends.ID}
-	front := f.find(key.place)
-	choose := []expr.Any{&expr.Numgen{Register: planReg, Type: unix.NFT_NG_RANDOM, Modulus: uint32(key.count)}, backend}
-	first := []expr.Any{&expr.Immediate{Register: planReg, Data: number(0)}, backend}
-	if key.count == 1 {
-		choose = first
-	}
-	join := func(parts ...[]expr.Any) (all []expr.Any) {
-		for _, p := range parts {
-			all = append(all, p...)
-		}
-		return all
-	}
+	first := frontKey{near: key.place.near}.firstIndex()
+	pick := f.pick(key.place)
+	random := []expr.Any{&expr.Numgen{Register: r(0), Type: unix.NFT_NG_RANDOM, Modulus: uint32(key.count), Offset: first}, setPriority(r(0))}
 	if key.sticky > 0 {
-		// The pool and the client's address.
-		client := []expr.Any{
-			&expr.Bitwise{SourceRegister: poolReg, DestRegister: r(0), Len: 4, Mask: number(^uint32(0)), Xor: number(0)},
-			&expr.Payload{DestRegister: r(1), Base: expr.PayloadBaseNetworkHeader, Offset: f.src, Len: f.addrLen},
-		}
-		remember := func(op uint32) []expr.Any {
-			return []expr.Any{&expr.Dynset{SrcRegKey: r(0), SrcRegData: f.backAddr, SetName: f.clients.Name, SetID: f.clients.ID, Operation: op, Timeout: key.sticky}}
-		}
-		rules = append(rules,
-			join(front, client, []expr.Any{
-				&expr.Lookup{SourceRegister: r(0), DestRegister: f.backAddr, IsDestRegSet: true, SetName: f.clients.Name, SetID: f.clients.ID},
-				&expr.Lookup{SourceRegister: poolReg, SetName: f.members.Name, SetID: f.members.ID},
-			}, remember(unix.NFT_DYNSET_OP_UPDATE), dnat),
-			// An update would keep the backend of before, which is gone.
-			join(front, choose, client, remember(deleteOp), remember(unix.NFT_DYNSET_OP_ADD), dnat))
+		rules = append(rules, jumpTo(m.recall.Name), random, jumpTo(m.learn.Name))
+	} else if key.count > 1 {
+		rules = append(rules, random, jumpTo(pick))
 	}
-	rules = append(rules, join(front, choose, dnat))
-	if key.count > 1 {
-		// While a backend goes, a packet may have the count of before and the map of after.
-		rules = append(rules, join(front, first, dnat))
+	// While a backend goes, a packet may have the count of before and the map of after.
+	return append(rules, []expr.Any{&expr.Immediate{Register: r(0), Data: number(first)}, setPriority(r(0))}, goTo(pick))
+}
+
+// pick is the name of the chain that sends a packet to the backend whose number it has, if there is one.
+func (f *familyMaps) pick(p place) string {
+	if p.port {
+		return fmt.Sprint("pick-port", f.number)
 	}
-	return rules
+	return fmt.Sprint("pick", f.number)
+}
+
+// picks makes the chains that send packets to backends.
+func (t *transaction) picks(f *familyMaps) {
+	for _, p := range []place{{}, {port: true}} {
+		front, next := f.front(p)
+		t.rule(t.chain(f.pick(p)), front, []expr.Any{priority(r(next)), ask(f.maps(p).backends, backendReg),
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(f.proto), RegAddrMin: backendReg, RegProtoMin: backendReg + f.afterAddr, Specified: true}})
+	}
+}
+
+// memoryFor is that of a sticky plan, which is made if need be.
+func (b *Balancer) memoryFor(t *transaction, key memoryKey) *memory {
+	m := b.memories[key]
+	if m == nil {
+		f := t.kernel.family(key.family)
+		p := place{port: key.port}
+		name := fmt.Sprint(f.number, "-", b.lastID)
+		m = &memory{key: key, recall: t.chain("recall" + name), learn: t.chain("learn" + name)}
+		b.memories[key] = m
+		maps := f.maps(p)
+		front, next := f.front(p)
+		remember := func(op uint32) expr.Any {
+			return &expr.Dynset{SrcRegKey: r(0), SrcRegData: numberReg, SetName: maps.clients.Name, SetID: maps.clients.ID, Operation: op, Timeout: key.sticky}
+		}
+		t.rule(m.recall, front, []expr.Any{f.client(next), ask(maps.clients, numberReg), setPriority(numberReg), priority(numberReg), remember(unix.NFT_DYNSET_OP_UPDATE)})
+		t.rule(m.recall, goTo(f.pick(p)))
+		// An update would keep the token of before, whose backend is gone.
+		t.rule(m.learn, front, []expr.Any{priority(r(next)), ask(maps.tokens, numberReg), setPriority(numberReg), f.client(next), priority(numberReg),
+			remember(deleteOp), remember(unix.NFT_DYNSET_OP_ADD)})
+		t.rule(m.learn, goTo(f.pick(p)))
+	}
+	m.users++
+	return m
 }
