@@ -1,7 +1,6 @@
 package dns
 
 import (
-	"strings"
 	"sync"
 	"time"
 
@@ -25,16 +24,17 @@ type cachePolicy struct {
 	stale time.Duration
 }
 
-// cache keeps the answers of upstreams for as long as they and the policy say.
-// When it is full, entries go at random. It is safe for concurrent use.
+// cache keeps the answers of upstreams for as long as they and the policy say. It belongs to one configuration, so that what the upstreams
+// of another said never gets into it. When it is full, entries go at random. It is safe for concurrent use.
 type cache struct {
 	mu      sync.Mutex // guards entries
 	entries map[cacheKey]cached
 }
 
+// cacheKey has all that an answer may depend on: upstreams are told nothing else.
 type cacheKey struct {
 	zone   string // of the server block, whose upstreams answered
-	name   string
+	name   string // in lower case
 	qtype  uint16
 	dnssec bool
 }
@@ -45,23 +45,20 @@ type cached struct {
 	expires time.Time
 }
 
-func keyOf(zone string, q *dns.Msg) cacheKey {
-	opt := q.IsEdns0()
-	return cacheKey{zone, strings.ToLower(q.Question[0].Name), q.Question[0].Qtype, opt != nil && opt.Do()}
+func keyOf(zone string, i inquiry) cacheKey {
+	return cacheKey{zone, i.name, i.qtype, i.dnssec}
 }
 
-// get returns a copy of a kept answer with what is left of its lifetimes, or nil. With stale, one that ended not longer ago than
-// that is good enough.
-func (c *cache) get(zone string, q *dns.Msg, now time.Time, stale time.Duration) *dns.Msg {
+// get returns the sections of a kept answer with what is left of their lifetimes, or nil. With stale, one that ended not longer ago than
+// that is good enough. What it returns is the caller's.
+func (c *cache) get(zone string, i inquiry, now time.Time, stale time.Duration) *dns.Msg {
 	c.mu.Lock()
-	e, ok := c.entries[keyOf(zone, q)]
+	e, ok := c.entries[keyOf(zone, i)]
 	c.mu.Unlock()
 	if !ok || now.After(e.expires.Add(stale)) {
 		return nil
 	}
 	m := e.msg.Copy()
-	m.Id = q.Id
-	m.Question = append(m.Question[:0], q.Question...)
 	age := uint32(now.Sub(e.from) / time.Second)
 	for _, section := range [][]dns.RR{m.Answer, m.Ns, m.Extra} {
 		for _, rr := range section {
@@ -99,7 +96,7 @@ func (p cachePolicy) lifetime(m *dns.Msg) time.Duration {
 }
 
 // put keeps an answer that says something definite.
-func (c *cache) put(zone string, p cachePolicy, q, m *dns.Msg, now time.Time) {
+func (c *cache) put(zone string, p cachePolicy, i inquiry, m *dns.Msg, now time.Time) {
 	life := p.lifetime(m)
 	if life <= 0 {
 		return
@@ -115,12 +112,5 @@ func (c *cache) put(zone string, p cachePolicy, q, m *dns.Msg, now time.Time) {
 		}
 		delete(c.entries, k)
 	}
-	c.entries[keyOf(zone, q)] = cached{msg: m.Copy(), from: now, expires: now.Add(life)}
-}
-
-// clear forgets everything, when the configuration has changed.
-func (c *cache) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.entries = nil
+	c.entries[keyOf(zone, i)] = cached{msg: m.Copy(), from: now, expires: now.Add(life)}
 }

@@ -2,6 +2,7 @@ package dns
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -29,10 +30,11 @@ type request struct {
 	ctx      context.Context
 	settings *settings
 	snapshot store.Snapshot
-	query    *dns.Msg // as the client sent it, for its flags
-	source   netip.Addr
-	tcp      bool
-	now      time.Time
+	// dnssec says that the client wants signatures, and unchecked that it checks them itself.
+	dnssec, unchecked bool
+	source            netip.Addr
+	tcp               bool
+	now               time.Time
 	// local asks for an answer without waiting for anybody; blocked then says that there is none.
 	local, blocked bool
 	// search says that a search path may be walked for the client; searchable then that the name is of the form for it.
@@ -47,7 +49,7 @@ type outcome struct {
 	answer, ns, extra []dns.RR
 	authoritative     bool
 	truncated         bool
-	authentic         bool
+	authentic         bool          // as the upstream says that validated it
 	life              time.Duration // for how long it holds, 0 for not at all
 }
 
@@ -103,6 +105,7 @@ func (r *request) resolve(name string, qtype uint16) outcome {
 		}
 		alias := &dns.CNAME{Hdr: header(name, dns.TypeCNAME, ttl), Target: next}
 		found.answer = append([]dns.RR{alias}, found.answer...)
+		found.authentic = false // nobody signed the alias
 		return found
 	}
 	return out
@@ -171,6 +174,7 @@ func (r *request) ask(name string, qtype uint16, depth int) outcome {
 		}
 	}
 	if asked != name {
+		out.authentic = false // of another name
 		for _, section := range [][]dns.RR{out.answer, out.ns, out.extra} {
 			for i, rr := range section {
 				if strings.EqualFold(rr.Header().Name, asked) {
@@ -236,10 +240,9 @@ func settled(a answer, soa *dns.SOA) outcome {
 
 // forward answers from the cache, or asks upstreams, or answers from what the cache had.
 func (r *request) forward(b *block, f *forwarder, name string, qtype uint16) outcome {
-	q := r.query.Copy()
-	q.Question = []dns.Question{{Name: name, Qtype: qtype, Qclass: dns.ClassINET}}
-	q.RecursionDesired = true
-	if m := r.server.cache.get(b.zone, q, r.now, 0); m != nil {
+	i := inquiry{name: name, qtype: qtype, dnssec: r.dnssec, unchecked: r.unchecked}
+	cache := &r.settings.cache
+	if m := cache.get(b.zone, i, r.now, 0); m != nil {
 		return foreign(m, lifeOf(m, b.cache))
 	}
 	if r.local {
@@ -252,7 +255,7 @@ func (r *request) forward(b *block, f *forwarder, name string, qtype uint16) out
 	if r.walking && !slices.ContainsFunc(f.upstreams, func(u *upstream) bool { return !u.down() }) {
 		return outcome{rcode: dns.RcodeServerFailure}
 	}
-	m, err := r.server.exchange(r.ctx, b, f, q, r.tcp)
+	m, err := r.exchange(b, f, i)
 	if err == nil {
 		return foreign(m, b.cache.lifetime(m))
 	}
@@ -260,18 +263,50 @@ func (r *request) forward(b *block, f *forwarder, name string, qtype uint16) out
 		r.server.Log.Warn("a name could not be asked for upstream", "name", name, "type", dns.Type(qtype).String(), "error", err)
 	}
 	if b.cache.stale > 0 {
-		if m := r.server.cache.get(b.zone, q, r.now, b.cache.stale); m != nil {
+		if m := cache.get(b.zone, i, r.now, b.cache.stale); m != nil {
 			return foreign(m, 0)
 		}
 	}
 	return outcome{rcode: dns.RcodeServerFailure}
 }
 
+// flight is a question that upstreams are being asked.
+func (i inquiry) flight(zone string, tcp bool) string {
+	return fmt.Sprint(zone, " ", i.name, " ", i.qtype, i.dnssec, i.unchecked, tcp)
+}
+
+// exchange asks the upstreams of a block and keeps what they say. Those who ask the same of the same configuration at the same time ask
+// once. The answer is the caller's.
+func (r *request) exchange(b *block, f *forwarder, i inquiry) (*dns.Msg, error) {
+	settings, x, tcp := r.settings, &r.server.exchanger, f.stream(r.tcp)
+	// It goes on for those who wait longer, and for the cache, when one of them has given up; it has a time-out of its own.
+	results := settings.flights.DoChan(i.flight(b.zone, tcp), func() (any, error) {
+		m, err := x.ask(x.ctx, f, i, tcp)
+		if err == nil && !i.unchecked {
+			settings.cache.put(b.zone, b.cache, i, m, time.Now())
+		}
+		return m, err
+	})
+	select {
+	case <-r.ctx.Done():
+		return nil, r.ctx.Err()
+	case got := <-results:
+		if got.Err != nil {
+			return nil, got.Err
+		}
+		return got.Val.(*dns.Msg).Copy(), nil
+	}
+}
+
 // lifeOf is how much longer an answer from the cache holds: its lifetimes have been shortened by its age.
 func lifeOf(m *dns.Msg, p cachePolicy) time.Duration { return p.lifetime(m) }
 
+// foreign is what an upstream says. Codes that only clients with options can be told are failures to them.
 func foreign(m *dns.Msg, life time.Duration) outcome {
 	out := outcome{rcode: m.Rcode, answer: m.Answer, ns: m.Ns, truncated: m.Truncated, authentic: m.AuthenticatedData, life: life}
+	if m.Rcode > 0xf {
+		return outcome{rcode: dns.RcodeServerFailure}
+	}
 	for _, rr := range m.Extra {
 		if rr.Header().Rrtype != dns.TypeOPT {
 			out.extra = append(out.extra, rr)

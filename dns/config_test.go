@@ -270,12 +270,12 @@ func TestStale(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c cache
 		policy := cachePolicy{most: 5 * time.Minute, mostDenial: 30 * time.Second, stale: time.Hour}
-		q := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
-		m := new(dns.Msg).SetReply(q)
+		q := inquiry{name: "example.org.", qtype: dns.TypeA}
+		m := new(dns.Msg).SetReply(q.query(1, true))
 		m.Answer = []dns.RR{record(t, "example.org. 3600 IN A 192.0.2.1")}
 		c.put(".", policy, q, m, time.Now())
-		none := new(dns.Msg).SetQuestion("none.org.", dns.TypeA)
-		m = new(dns.Msg).SetReply(none)
+		none := inquiry{name: "none.org.", qtype: dns.TypeA}
+		m = new(dns.Msg).SetReply(none.query(1, true))
 		m.Rcode = dns.RcodeNameError
 		m.Ns = []dns.RR{record(t, "org. 3600 IN SOA a. b. 1 2 3 4 60")}
 		c.put(".", policy, none, m, time.Now())
@@ -313,7 +313,7 @@ func TestUpstreamsDown(t *testing.T) {
 	x := &exchanger{}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	f := &forwarder{policy: "sequential", upstreams: []*upstream{{at: dead, maxFails: 2}, {at: up, maxFails: 2}}}
-	q := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
+	q := inquiry{name: "example.org.", qtype: dns.TypeA}
 	for range 3 {
 		if m, err := x.ask(context.Background(), f, q, false); err != nil || show(m) != "A 192.0.2.1" {
 			t.Fatal(m, err)

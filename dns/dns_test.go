@@ -206,8 +206,8 @@ func freePort(t *testing.T) netip.AddrPort {
 
 func TestCacheEnds(t *testing.T) {
 	var c cache
-	q := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
-	m := new(dns.Msg).SetReply(q)
+	q := inquiry{name: "example.org.", qtype: dns.TypeA}
+	m := new(dns.Msg).SetReply(q.query(1, true))
 	rr, err := dns.NewRR("example.org. 60 IN A 192.0.2.1")
 	if err != nil {
 		t.Fatal(err)

@@ -141,7 +141,8 @@ func (p *packed) holds(epoch uint64, now int64) bool {
 func (p *packed) appendTo(out, query []byte, q *question, now int64) []byte {
 	out = append(out, p.wire...)
 	copy(out, query[:2])
-	out[2] |= query[2] & 1 // recursion desired
+	out[2] |= query[2] & 1           // recursion desired
+	out[3] &= query[3] | ^byte(1<<5) // authentic data, for those who ask
 	copy(out[headerSize:q.end], query[headerSize:q.end])
 	if age := uint32(now - p.from); age > 0 {
 		for _, at := range p.ttls {

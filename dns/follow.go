@@ -132,7 +132,6 @@ func (s *Server) reload() {
 		s.Log.Debug("dns configuration", "note", note)
 	}
 	old := s.settings.Swap(fresh)
-	s.cache.clear()
 	s.epoch.count.Add(1)
 	old.retire()
 }

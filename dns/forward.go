@@ -1,16 +1,12 @@
 package dns
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,13 +30,18 @@ type forwarder struct {
 	upstreams []*upstream
 	policy    string // random, round_robin or sequential
 	next      atomic.Uint32
-	tcp       bool
+	// tcp asks over TCP alone, and udp over UDP first whatever the client came by; tcp counts if both are set.
+	tcp, udp bool
 }
+
+// stream says whether the question of a client that came over TCP or not goes on over TCP.
+func (f *forwarder) stream(tcp bool) bool { return f.tcp || tcp && !f.udp }
 
 // upstream is one server. It is down when it has not answered maxFails times in a row; then it is asked every probeEvery until it
 // answers, and in earnest only if all are down.
 type upstream struct {
 	at       netip.AddrPort
+	tcp      bool // it answers over TCP alone, perhaps
 	maxFails uint32
 	fails    atomic.Uint32
 	probing  atomic.Bool
@@ -80,7 +81,9 @@ func (c *compiler) forwardDirective(b *block, l *corefile.Line, args []string) e
 				return o.Errorf("max_fails takes a number")
 			}
 			fails = uint32(n)
-		case "prefer_udp", "expire", "health_check", "max_concurrent", "next", "failfast_all_unhealthy_upstreams", "failover", "max_age", "max_idle_conns":
+		case "prefer_udp":
+			f.udp = true
+		case "expire", "health_check", "max_concurrent", "next", "failfast_all_unhealthy_upstreams", "failover", "max_age", "max_idle_conns":
 		default:
 			return o.Errorf("forward has no option %q here", o.Words[0])
 		}
@@ -98,6 +101,9 @@ func (c *compiler) forwardDirective(b *block, l *corefile.Line, args []string) e
 			return l.Errorf("%v", err)
 		}
 		f.upstreams = append(f.upstreams, &upstream{at: at, maxFails: fails})
+	}
+	for _, u := range f.upstreams {
+		u.tcp = f.tcp
 	}
 	b.forwards = append(b.forwards, f)
 	return nil
@@ -149,90 +155,6 @@ func (b *block) forwarder(name string) *forwarder {
 		}
 	}
 	return nil
-}
-
-var errNoUpstream = errors.New("there is no upstream")
-
-// exchanger asks upstreams, and watches those that do not answer.
-type exchanger struct {
-	group  sync.WaitGroup // of probes
-	ctx    context.Context
-	cancel context.CancelFunc
-}
-
-// ask asks one upstream after the other until one answers.
-func (x *exchanger) ask(ctx context.Context, f *forwarder, q *dns.Msg, tcp bool) (*dns.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, forwardInAll)
-	defer cancel()
-	failed := errNoUpstream
-	for _, u := range f.order() {
-		m, err := exchange(ctx, u.at, q, tcp || f.tcp)
-		if err == nil {
-			u.fails.Store(0)
-			return m, nil
-		}
-		failed = fmt.Errorf("upstream %s: %w", u.at, err)
-		if ctx.Err() != nil {
-			break
-		}
-		u.fails.Add(1)
-		x.probe(u)
-	}
-	return nil, failed
-}
-
-func exchange(ctx context.Context, at netip.AddrPort, q *dns.Msg, tcp bool) (*dns.Msg, error) {
-	network := "udp"
-	if tcp {
-		network = "tcp"
-	}
-	c := dns.Client{Net: network, Timeout: forwardTimeout, Dialer: &net.Dialer{Timeout: forwardTimeout}}
-	out := q.Copy()
-	out.Id = dns.Id()
-	m, _, err := c.ExchangeContext(ctx, out, at.String())
-	if err != nil {
-		return nil, err
-	}
-	if m.Id != out.Id || len(m.Question) != 1 || !strings.EqualFold(m.Question[0].Name, q.Question[0].Name) || m.Question[0].Qtype != q.Question[0].Qtype {
-		return nil, errors.New("the answer is to another question")
-	}
-	m.Id = q.Id
-	return m, nil
-}
-
-// probe asks an upstream that failed for something that every server knows, again and again until it answers anything. There is at
-// most one probe of each.
-func (x *exchanger) probe(u *upstream) {
-	if u.maxFails == 0 || x.ctx.Err() != nil || !u.probing.CompareAndSwap(false, true) {
-		return
-	}
-	x.group.Go(func() {
-		defer u.probing.Store(false)
-		q := new(dns.Msg).SetQuestion(".", dns.TypeNS)
-		for {
-			ctx, cancel := context.WithTimeout(x.ctx, forwardTimeout)
-			_, err := exchange(ctx, u.at, q, false)
-			cancel()
-			if err == nil {
-				u.fails.Store(0)
-				return
-			}
-			if u.gone.Load() {
-				return
-			}
-			select {
-			case <-x.ctx.Done():
-				return
-			case <-time.After(probeEvery):
-			}
-		}
-	})
-}
-
-// close ends all probes.
-func (x *exchanger) close() {
-	x.cancel()
-	x.group.Wait()
 }
 
 // Host is what the node's resolv.conf says.

@@ -16,7 +16,6 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/net/netutil"
-	"golang.org/x/sync/singleflight"
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/linux/datagram"
@@ -56,8 +55,6 @@ type Server struct {
 	conns     []*datagram.Conn
 	streams   []*dns.Server
 	slots     chan struct{}
-	cache     cache
-	flights   singleflight.Group
 	exchanger exchanger
 	waiting   sync.WaitGroup // for upstreams
 }
@@ -248,9 +245,7 @@ func (r *reader) make(q *question, data []byte, source netip.Addr, search bool, 
 	}
 	s := r.server
 	settings := s.settings.Load()
-	query := &dns.Msg{MsgHdr: dns.MsgHdr{RecursionDesired: true}}
-	query.SetEdns0(datagramSize, false)
-	req := &request{server: s, ctx: context.Background(), settings: settings, snapshot: s.Client.Snapshot(), query: query,
+	req := &request{server: s, ctx: context.Background(), settings: settings, snapshot: s.Client.Snapshot(),
 		source: source, now: now, local: true, search: search}
 	name = strings.ToLower(name)
 	if b := settings.find(name); b == nil || b.log {
@@ -366,10 +361,14 @@ func (s *Server) Answer(q *dns.Msg, source netip.Addr, tcp bool) *dns.Msg {
 	question := q.Question[0]
 	name := strings.ToLower(question.Name)
 	start := time.Now()
-	r := &request{server: s, ctx: s.exchanger.ctx, settings: s.settings.Load(), snapshot: s.Client.Snapshot(), query: q, source: source, tcp: tcp, now: start, search: true}
+	opt := q.IsEdns0()
+	r := &request{server: s, ctx: s.exchanger.ctx, settings: s.settings.Load(), snapshot: s.Client.Snapshot(), source: source, tcp: tcp, now: start,
+		search: true, dnssec: opt != nil && opt.Do(), unchecked: q.CheckingDisabled}
 	out := r.resolve(name, question.Qtype)
 	m = out.message(name, question.Qtype)
 	m.Id, m.RecursionDesired, m.CheckingDisabled = q.Id, q.RecursionDesired, q.CheckingDisabled
+	// Who asks for neither is not told (RFC 6840, section 5.8).
+	m.AuthenticatedData = out.authentic && (q.AuthenticatedData || r.dnssec)
 	shuffle(m.Answer)
 	restore(m, name, question.Name)
 	fit(m, q, tcp)
@@ -417,28 +416,4 @@ func fit(m, q *dns.Msg, tcp bool) {
 	cut := m.Truncated
 	m.Truncate(size)
 	m.Truncated = m.Truncated || cut
-}
-
-// exchange asks the upstreams of a block and keeps what they say. Those who ask the same at the same time ask once. The answer is
-// the caller's.
-func (s *Server) exchange(ctx context.Context, b *block, f *forwarder, q *dns.Msg, tcp bool) (*dns.Msg, error) {
-	k := keyOf(b.zone, q)
-	flight := fmt.Sprint(k.zone, " ", k.name, " ", k.qtype, k.dnssec, tcp, q.CheckingDisabled)
-	// It goes on for those who wait longer, and for the cache, when one of them has given up; it has a time-out of its own.
-	results := s.flights.DoChan(flight, func() (any, error) {
-		m, err := s.exchanger.ask(s.exchanger.ctx, f, q, tcp)
-		if err == nil && !q.CheckingDisabled {
-			s.cache.put(b.zone, b.cache, q, m, time.Now())
-		}
-		return m, err
-	})
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case got := <-results:
-		if got.Err != nil {
-			return nil, got.Err
-		}
-		return got.Val.(*dns.Msg).Copy(), nil
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/sync/singleflight"
 
 	"coracle.dev/coracle/dns/corefile"
 )
@@ -32,9 +33,12 @@ const DefaultCorefile = `.:53 {
 import /etc/coredns/custom/*.server
 `
 
-// settings are a compiled configuration. They are immutable, and swapped as a whole.
+// settings are a compiled configuration, and what its upstreams said. The configuration is immutable, and all is swapped as a whole: what
+// an upstream of the last one still says is nothing to the next.
 type settings struct {
-	blocks []*block // those of the longest zones first
+	blocks  []*block // those of the longest zones first
+	cache   cache
+	flights singleflight.Group // of questions to upstreams
 	// notes are about what stands in the configuration and has no meaning here.
 	notes []string
 }
