@@ -53,7 +53,7 @@ func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
 		}
 		p := proxy.New(proxy.Config{Log: c.log, Source: source})
 		serve := func(t *table.Table) map[string]error { return failures(p.Apply(t)) }
-		cfg.Publisher = &gateway.Publisher{Serve: serve, Claim: link.AddAddress, Release: link.RemoveAddress}
+		cfg.Publisher = &gateway.Publisher{Client: c.client, Serve: serve, Claim: link.AddAddress, Release: link.RemoveAddress}
 		stop = func(ctx context.Context) error {
 			err := cfg.Publisher.Close()
 			ctx, cancel := context.WithTimeout(ctx, gatewayDrain)

@@ -13,6 +13,7 @@ import (
 
 	"coracle.dev/coracle/client"
 	"coracle.dev/coracle/mesh/table"
+	"coracle.dev/coracle/store"
 )
 
 // backend is one of a table, with the port of a service that its endpoints are of.
@@ -23,6 +24,8 @@ type backend struct {
 	proto   corev1.Protocol
 	// secured stands for what its TLS is made of, so that what is the same can be told.
 	secured string
+	// rev is the revision of the store that its endpoints are from, once it is published.
+	rev store.Revision
 }
 
 // compiler makes rules of routes.
@@ -75,7 +78,7 @@ func (c *compiler) backend(r *gatewayv1.BackendObjectReference, speaks table.Pro
 	return c.refuse(gatewayv1.RouteReasonBackendNotFound, "Service %s/%s has no port %d", namespace, name, *r.Port)
 }
 
-// use adds the port of a service to the backends.
+// use adds the port of a service to the backends. Its endpoints come when it is published.
 func (c *compiler) use(svc *corev1.Service, p *corev1.ServicePort, speaks table.Protocol) string {
 	if speaks == table.HTTP1 && value(p.AppProtocol, "") == "kubernetes.io/h2c" {
 		speaks = table.HTTP2
@@ -110,7 +113,7 @@ func (c *compiler) use(svc *corev1.Service, p *corev1.ServicePort, speaks table.
 		return id
 	}
 	c.backends[id] = &backend{
-		Backend: &table.Backend{ID: id, Protocol: speaks, TLS: secure, Endpoints: endpoints(c.view, svc.Namespace+"/"+svc.Name, p.Name, p.Protocol)},
+		Backend: &table.Backend{ID: id, Protocol: speaks, TLS: secure},
 		service: svc.Namespace + "/" + svc.Name, port: p.Name, proto: p.Protocol, secured: secured,
 	}
 	return id

@@ -2,10 +2,10 @@ package gateway
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"fmt"
-	"net/netip"
-	"slices"
+	"regexp"
 	"strings"
 	"time"
 
@@ -24,27 +24,32 @@ import (
 // classAnnotation named the class of an ingress before spec.ingressClassName did.
 const classAnnotation = "kubernetes.io/ingress.class"
 
-// ingresses is the key of the pass that makes the table of all ingresses: they share their hosts and ports.
-var ingresses = reconcile.Key{Resource: "ingresses"}
+// fragmentEffect is what a pass wants of the site: what an ingress says from now on, nil for nothing.
+type fragmentEffect struct {
+	rev      store.Revision
+	fragment *fragment
+}
 
 // IngressLoop follows Ingresses of the classes of this controller: one table for all, at the node's addresses on ports 80 and
-// 443, and a status for each.
+// 443, and a status for each. A pass concerns one ingress; what it says is put together with what the others say (site), at the cost of the
+// hosts that it names.
 func IngressLoop(c Config) reconcile.Loop {
 	each := func(s store.Snapshot, ev store.Event) []reconcile.Key {
 		if ev.Prev != nil && !ev.Deleted && ev.Prev.Object.(api.Object).GetGeneration() == ev.Entry.Object.(api.Object).GetGeneration() &&
 			equality.Semantic.DeepEqual(ev.Prev.Object.(api.Object).GetAnnotations(), ev.Entry.Object.(api.Object).GetAnnotations()) {
 			return nil // its status, which this loop wrote
 		}
-		return []reconcile.Key{ingresses, {Namespace: ev.Entry.Namespace, Name: ev.Entry.Name}}
+		return []reconcile.Key{{Namespace: ev.Entry.Namespace, Name: ev.Entry.Name}}
 	}
+	all := newSite(&c)
 	return reconcile.Loop{
 		Name: "ingress-controller",
 		Inputs: []reconcile.Input{
 			{Resource: client.Ingresses.Name, Keys: each},
 			{Resource: client.IngressClasses.Name, Keys: func(s store.Snapshot, _ store.Event) []reconcile.Key {
-				k := keys{ingresses}
+				var k []reconcile.Key
 				for i := range client.Ingresses.List(s, "") {
-					k.add("", i.Namespace, i.Name)
+					k = append(k, reconcile.Key{Namespace: i.Namespace, Name: i.Name})
 				}
 				return k
 			}},
@@ -54,18 +59,23 @@ func IngressLoop(c Config) reconcile.Loop {
 		Outputs: []reconcile.Output{{Resource: client.Ingresses.Name, Subresource: "status", Verbs: []reconcile.Verb{reconcile.Update}}},
 		Plan: func(s store.Snapshot, key reconcile.Key, now time.Time) (reconcile.Plan, error) {
 			v := view{s, now}
-			if key == ingresses {
-				p, err := c.ingressTables(v)
-				return reconcile.Plan{Effect: &effect{rev: s.Revision(), owner: "ingress", part: p}}, err
-			}
-			return c.ingressStatus(v, key), nil
+			plan := c.ingressStatus(v, key)
+			plan.Effect = &fragmentEffect{s.Revision(), v.fragment(key)}
+			return plan, nil
 		},
-		Apply: func(_ context.Context, _ reconcile.Key, e any) error {
+		Apply: func(_ context.Context, key reconcile.Key, e any) error {
 			if c.Publisher == nil {
 				return nil
 			}
-			f := e.(*effect)
-			return c.Publisher.set(f.owner, f.rev, f.part)
+			f := e.(*fragmentEffect)
+			return all.set(key, f.rev, f.fragment)
+		},
+		Failed: func(s store.Snapshot, key reconcile.Key, _ time.Time, err error) reconcile.Plan {
+			i, ok := client.Ingresses.Get(s, key.Namespace, key.Name)
+			if !ok {
+				return reconcile.Plan{}
+			}
+			return reconcile.Plan{Events: []reconcile.Event{{Regarding: aboutIngress(i), Type: corev1.EventTypeWarning, Reason: "ServeFailed", Message: err.Error()}}}
 		},
 	}
 }
@@ -75,9 +85,6 @@ func named(kind string) func(store.Snapshot, store.Event) []reconcile.Key {
 	return func(s store.Snapshot, ev store.Event) []reconcile.Key {
 		var k keys
 		for i := range client.Ingresses.Index(s, gatewayapi.ByReference, gatewayapi.Reference(kind, ev.Entry.Namespace, ev.Entry.Name)) {
-			if len(k) == 0 {
-				k = append(k, ingresses)
-			}
 			k.add("", i.Namespace, i.Name)
 		}
 		return k
@@ -94,82 +101,92 @@ func (v view) ourIngress(i *networkingv1.Ingress) bool {
 	return ok && c.Spec.Controller == IngressController && i.DeletionTimestamp == nil
 }
 
-// site collects what the ingresses say of all hosts.
-type site struct {
+// fragment is what one ingress says. It is immutable.
+type fragment struct {
+	ingress  *networkingv1.Ingress
 	routes   map[string][]*table.Route // by host, "*" for any
-	fallback *table.Rule               // the oldest default backend
-	chains   []*table.Chain
-	secured  map[string]bool // names that have a certificate
+	fallback *table.Rule               // what takes what no path takes
+	names    map[string]*shown         // certificates by the names that they are for, "*" for clients that name none
+	backends map[string]*backend
 }
 
-// ingressTables makes the part of the table of all ingresses, nil if there is none.
-func (c *Config) ingressTables(v view) (*part, error) {
-	var all []*networkingv1.Ingress
-	for i := range client.Ingresses.List(v, "") {
-		if v.ourIngress(i) {
-			all = append(all, i)
-		}
-	}
-	if len(all) == 0 || len(c.Nodes) == 0 {
-		return nil, nil
-	}
-	slices.SortStableFunc(all, func(a, b *networkingv1.Ingress) int { return older(a, b) })
-	out := &part{backends: map[string]*backend{}}
-	s := &site{routes: map[string][]*table.Route{"*": nil}, secured: map[string]bool{}}
-	for _, i := range all {
-		v.ingress(s, i, out.backends)
-	}
-	hosts, err := s.hosts()
-	if err != nil {
-		return nil, err
-	}
-	for _, i := range all {
-		if err := v.ingressTLS(s, i, hosts); err != nil {
-			return nil, err
-		}
-	}
-	loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	for _, addr := range append(slices.Clone(c.Nodes), loopback) {
-		for port, chains := range map[uint16][]*table.Chain{80: {{Name: "ingress", Hosts: hosts}}, 443: s.chains} {
-			if len(chains) == 0 {
-				continue
-			}
-			at := netip.AddrPortFrom(addr, port)
-			l, err := table.NewListener(table.Listener{ID: "ingress/" + at.String(), Address: at, Chains: chains})
-			if err != nil {
-				return nil, err
-			}
-			out.listeners = append(out.listeners, l)
-		}
-	}
-	return out, nil
+// shown is a certificate.
+type shown struct {
+	content [sha256.Size]byte
+	tls     tls.Certificate
 }
 
-// ingress adds what one ingress says to the site.
-func (v view) ingress(s *site, i *networkingv1.Ingress, backends map[string]*backend) {
-	c := &compiler{view: v, from: reference{"Ingress", i.Namespace}, backends: backends, bare: true}
-	if b := i.Spec.DefaultBackend; b != nil && s.fallback == nil {
-		s.fallback = &table.Rule{Name: i.Namespace + "/" + i.Name, Backends: []table.Weighted{{Backend: c.ingressBackend(b), Weight: 1}}}
+// fragment works out what an ingress says, nil if that is nothing to this controller.
+func (v view) fragment(key reconcile.Key) *fragment {
+	i, ok := client.Ingresses.Get(v, key.Namespace, key.Name)
+	if !ok || !v.ourIngress(i) {
+		return nil
+	}
+	f := &fragment{ingress: i, routes: map[string][]*table.Route{}, names: map[string]*shown{}, backends: map[string]*backend{}}
+	c := &compiler{view: v, from: reference{"Ingress", i.Namespace}, backends: f.backends, bare: true}
+	if b := i.Spec.DefaultBackend; b != nil {
+		f.fallback = &table.Rule{Name: i.Namespace + "/" + i.Name, Backends: []table.Weighted{{Backend: c.ingressBackend(b), Weight: 1}}}
 	}
 	for r := range i.Spec.Rules {
 		rule := &i.Spec.Rules[r]
 		host := star(strings.ToLower(rule.Host))
+		f.routes[host] = append(f.routes[host], nil...) // a host without paths has the default backend for itself
 		if rule.HTTP == nil {
-			s.routes[host] = append(s.routes[host], nil...)
 			continue
 		}
+		only := oneLabel(host)
 		for p := range rule.HTTP.Paths {
 			path := &rule.HTTP.Paths[p]
 			m := table.PathMatch{Value: path.Path}
 			if path.PathType != nil && *path.PathType == networkingv1.PathTypeExact {
 				m.Kind = table.PathExact
 			}
-			s.routes[host] = append(s.routes[host], &table.Route{Match: table.Match{Path: m}, Rule: &table.Rule{
+			f.routes[host] = append(f.routes[host], &table.Route{Match: table.Match{Path: m, Headers: only}, Rule: &table.Rule{
 				Name:     fmt.Sprintf("%s/%s/%d/%d", i.Namespace, i.Name, r, p),
 				Backends: []table.Weighted{{Backend: c.ingressBackend(&path.Backend), Weight: 1}},
 			}})
 		}
 	}
+	for t := range i.Spec.TLS {
+		one := v.shown(i.Namespace, i.Spec.TLS[t].SecretName)
+		if one == nil {
+			continue
+		}
+		for _, name := range append([]string{"*"}, i.Spec.TLS[t].Hosts...) {
+			if name = strings.ToLower(name); f.names[name] == nil {
+				f.names[name] = one
+			}
+		}
+	}
+	return f
+}
+
+// oneLabel is the condition that goes with a wildcard: its star stands for one label and no more (IngressRule.host), while that of a
+// virtual host stands for any number.
+func oneLabel(host string) []table.ValueMatch {
+	rest, wild := strings.CutPrefix(host, "*.")
+	if !wild {
+		return nil
+	}
+	return []table.ValueMatch{{Name: ":authority", Kind: table.ValueRegex, Value: `(?i)[^.:]+\.` + regexp.QuoteMeta(rest) + `\.?(:[0-9]*)?`}}
+}
+
+// shown reads the certificate of a secret, nil if there is none that can be used.
+func (v view) shown(namespace, name string) *shown {
+	secret, ok := client.Secrets.Get(v, namespace, name)
+	if !ok {
+		return nil
+	}
+	cert, err := certificate(secret)
+	if err != nil {
+		return nil
+	}
+	sum := sha256.New()
+	for _, key := range []string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey} {
+		fmt.Fprintf(sum, "%d ", len(secret.Data[key]))
+		sum.Write(secret.Data[key])
+	}
+	return &shown{tls: cert, content: [sha256.Size]byte(sum.Sum(nil))}
 }
 
 // ingressBackend is the id of a backend of an ingress, "" if there is none of that name.
@@ -191,57 +208,8 @@ func (c *compiler) ingressBackend(b *networkingv1.IngressBackend) string {
 	return ""
 }
 
-// hosts are the virtual hosts of the site. What no path of a host takes goes to the default backend.
-func (s *site) hosts() (*table.Hosts, error) {
-	put := map[string]*table.VirtualHost{}
-	for host, routes := range s.routes {
-		table.Precedence(routes)
-		if host != "*" { // rules without a host are for every host
-			any := slices.Clone(s.routes["*"])
-			table.Precedence(any)
-			routes = append(routes, any...)
-		}
-		if s.fallback != nil {
-			routes = append(routes, &table.Route{Rule: s.fallback})
-		}
-		h, err := table.NewVirtualHost("ingress "+host, []string{host}, routes)
-		if err != nil {
-			return nil, err
-		}
-		put[host] = h
-	}
-	return (&table.Hosts{}).With(put, nil), nil
-}
-
-// ingressTLS adds the certificates of an ingress: for each of its hosts, and for clients that name none if it is the first.
-func (v view) ingressTLS(s *site, i *networkingv1.Ingress, hosts *table.Hosts) error {
-	for t := range i.Spec.TLS {
-		secret, ok := client.Secrets.Get(v, i.Namespace, i.Spec.TLS[t].SecretName)
-		if !ok {
-			continue
-		}
-		cert, err := certificate(secret)
-		if err != nil {
-			continue
-		}
-		names := append([]string{"*"}, i.Spec.TLS[t].Hosts...)
-		var mine []string
-		for _, n := range names {
-			if n = strings.ToLower(n); !s.secured[n] {
-				s.secured[n] = true
-				mine = append(mine, n)
-			}
-		}
-		if len(mine) == 0 {
-			continue
-		}
-		end, err := table.MakeTLS([]tls.Certificate{cert}, nil, table.NoClientCertificate, nil)
-		if err != nil {
-			return err
-		}
-		s.chains = append(s.chains, &table.Chain{Name: "ingress " + i.Namespace + "/" + i.Name, ServerNames: mine, TLS: end, Hosts: hosts})
-	}
-	return nil
+func aboutIngress(i *networkingv1.Ingress) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "Ingress", Namespace: i.Namespace, Name: i.Name, UID: i.UID}
 }
 
 // ingressStatus says where an ingress is reached, and warns of what cannot be done.
@@ -251,7 +219,7 @@ func (c *Config) ingressStatus(v view, key reconcile.Key) reconcile.Plan {
 		return reconcile.Plan{}
 	}
 	var plan reconcile.Plan
-	about := corev1.ObjectReference{APIVersion: "networking.k8s.io/v1", Kind: "Ingress", Namespace: old.Namespace, Name: old.Name, UID: old.UID}
+	about := aboutIngress(old)
 	for _, w := range v.ingressProblems(old) {
 		plan.Events = append(plan.Events, reconcile.Event{Regarding: about, Type: corev1.EventTypeWarning, Reason: w[0], Message: w[1]})
 	}

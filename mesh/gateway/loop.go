@@ -24,6 +24,8 @@ type Config struct {
 	Pool netip.Prefix
 	// Nodes are the node's own addresses, which gateways may ask for and at which Ingresses are served.
 	Nodes []netip.Addr
+	// Loopback are addresses at which Ingresses are served too, without saying so in their status.
+	Loopback []netip.Addr
 	// Publisher makes the tables; nil if no node serves any.
 	Publisher *Publisher
 }
@@ -62,7 +64,7 @@ func Loop(c Config) reconcile.Loop {
 			if f.service != "" {
 				return c.Publisher.endpoints(f.service, f.rev, f.ports)
 			}
-			return c.Publisher.set(f.owner, f.rev, f.part)
+			return c.Publisher.set(f.rev, owned{f.owner, f.part})
 		},
 		Failed: func(s store.Snapshot, key reconcile.Key, now time.Time, err error) reconcile.Plan {
 			if key.Resource != aboutGateway {
