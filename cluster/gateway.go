@@ -3,7 +3,9 @@ package cluster
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"coracle.dev/coracle/linux/link"
@@ -13,9 +15,9 @@ import (
 	"coracle.dev/coracle/network/policy"
 )
 
-// gatewayBlock is the length of the block at the end of the pod range (IPv4) from which gateways get their addresses. Nodes get their
-// blocks from the front: the two meet in a cluster of 255 nodes.
-const gatewayBlock = 24
+// gatewayBlock has a block's length by whether it is of IPv4: the block at the end of a pod range from which gateways get their addresses.
+// Nodes get their blocks from the front: the two meet in a cluster of 255 nodes.
+var gatewayBlock = map[bool]int{true: 24, false: 120}
 
 // gatewayDrain is how long requests may go on when the cluster stops.
 const gatewayDrain = 5 * time.Second
@@ -46,7 +48,14 @@ func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
 		if cfg.Nodes, err = link.HostAddrs(c.serviceRanges()); err != nil {
 			return nil, err
 		}
-		cfg.Pool = lastBlock(c.podRange(), gatewayBlock)
+		for _, r := range c.podRanges() {
+			if pool := lastBlock(r, gatewayBlock[r.Addr().Is4()]); pool.IsValid() {
+				cfg.Pools = append(cfg.Pools, pool)
+			}
+		}
+		if cfg.Loopback, err = loopbacks(); err != nil {
+			return nil, err
+		}
 		source, release, err := c.gatewaySource()
 		if err != nil {
 			return nil, err
@@ -95,16 +104,32 @@ func (c *Cluster) gatewaySource() (source func(netip.Addr) netip.Addr, release f
 	}, release, nil
 }
 
-// lastBlock is the last block of that length in a range, not valid for what is not IPv4 or too small.
+// loopbacks are this machine's own: IPv6 may be missing.
+func loopbacks() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Addr
+	for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
+		if slices.ContainsFunc(all, func(n net.Addr) bool { ip, ok := n.(*net.IPNet); return ok && ip.IP.Equal(a.AsSlice()) }) {
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
+// lastBlock is the last block of that length in a range, not valid for one that is too small.
 func lastBlock(r netip.Prefix, bits int) netip.Prefix {
-	if !r.Addr().Is4() || r.Bits() >= bits {
+	if r.Bits() >= bits {
 		return netip.Prefix{}
 	}
-	a := r.Masked().Addr().As4()
+	a := r.Masked().Addr().AsSlice()
 	for bit := r.Bits(); bit < bits; bit++ {
 		a[bit/8] |= 0x80 >> (bit % 8)
 	}
-	return netip.PrefixFrom(netip.AddrFrom4(a), bits)
+	last, _ := netip.AddrFromSlice(a)
+	return netip.PrefixFrom(last, bits)
 }
 
 // both stops one thing after the other.

@@ -119,11 +119,16 @@ func (c *compiler) use(svc *corev1.Service, p *corev1.ServicePort, speaks table.
 	return id
 }
 
-// endpoints are those of a port of a service: ready ones, and those that are terminating and still serve (KEP-1669).
+// endpoints are those of a port of a service: ready ones, and those that are terminating and still serve (KEP-1669). Of a service of both
+// IP families they are those of the first: each pod once.
 func endpoints(v view, service, port string, proto corev1.Protocol) []table.Endpoint {
 	var out []table.Endpoint
 	seen := map[netip.AddrPort]bool{}
+	family := familyOf(v, service)
 	for slice := range client.EndpointSlices.Index(v, "service", service) {
+		if family != "" && slice.AddressType != family {
+			continue
+		}
 		number := portOf(slice, port, proto)
 		if number == 0 {
 			continue
@@ -151,6 +156,16 @@ func endpoints(v view, service, port string, proto corev1.Protocol) []table.Endp
 		}
 	}
 	return out
+}
+
+// familyOf is the family of a service that has both, else "".
+func familyOf(v view, service string) discoveryv1.AddressType {
+	namespace, name, _ := strings.Cut(service, "/")
+	svc, ok := client.Services.Get(v, namespace, name)
+	if !ok || len(svc.Spec.IPFamilies) < 2 {
+		return ""
+	}
+	return discoveryv1.AddressType(svc.Spec.IPFamilies[0])
 }
 
 func portOf(slice *discoveryv1.EndpointSlice, name string, proto corev1.Protocol) uint16 {

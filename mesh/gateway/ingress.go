@@ -70,12 +70,12 @@ func IngressLoop(c Config) reconcile.Loop {
 			f := e.(*fragmentEffect)
 			return all.set(key, f.rev, f.fragment)
 		},
-		Failed: func(s store.Snapshot, key reconcile.Key, _ time.Time, err error) reconcile.Plan {
-			i, ok := client.Ingresses.Get(s, key.Namespace, key.Name)
-			if !ok {
-				return reconcile.Plan{}
+		Failed: func(s store.Snapshot, key reconcile.Key, now time.Time, err error) reconcile.Plan {
+			plan := c.ingressStatus(view{s, now}, key) // what is served is, and the others' status says so too
+			if i, ok := client.Ingresses.Get(s, key.Namespace, key.Name); ok {
+				plan.Events = append(plan.Events, reconcile.Event{Regarding: aboutIngress(i), Type: corev1.EventTypeWarning, Reason: "ServeFailed", Message: err.Error()})
 			}
-			return reconcile.Plan{Events: []reconcile.Event{{Regarding: aboutIngress(i), Type: corev1.EventTypeWarning, Reason: "ServeFailed", Message: err.Error()}}}
+			return plan
 		},
 	}
 }

@@ -20,8 +20,8 @@ import (
 
 // Config is what the loop needs beside the store.
 type Config struct {
-	// Pool is where gateways get their addresses from; not valid if no node serves any.
-	Pool netip.Prefix
+	// Pools are where gateways get their addresses from, one of each; none if no node serves any.
+	Pools []netip.Prefix
 	// Nodes are the node's own addresses, which gateways may ask for and at which Ingresses are served.
 	Nodes []netip.Addr
 	// Loopback are addresses at which Ingresses are served too, without saying so in their status.

@@ -232,7 +232,7 @@ func TestNoSocket(t *testing.T) {
 	if len(w.wrong) != 1 || w.wrong[key] == nil {
 		t.Fatalf("failed: %v", w.wrong)
 	}
-	if p := w.loop.Failed(w.Snapshot(), key, time.Now(), w.wrong[key]); len(p.Events) != 1 || p.Events[0].Message != "192.0.2.1:80: address in use" {
+	if p := w.loop.Failed(w.Snapshot(), key, time.Now(), w.wrong[key]); len(p.Events) != 1 || p.Events[0].Message != "192.0.2.1:80: address in use" || len(p.Writes) != 1 {
 		t.Errorf("it is told %+v", p.Events)
 	}
 	w.remove(ingressesOf, ingress("i0", 1, "s"))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,7 +29,7 @@ func (c *Config) place(v view, g *gatewayv1.Gateway) placed {
 			*into = &s
 		}
 	}
-	if !c.Pool.IsValid() {
+	if len(c.Pools) == 0 {
 		fault(&out.programmed, no(gatewayv1.GatewayReasonNoResources, "no node of this cluster serves gateways"))
 		return out
 	}
@@ -46,19 +47,16 @@ func (c *Config) place(v view, g *gatewayv1.Gateway) placed {
 		}
 	}
 	free := func() {
-		for _, a := range g.Status.Addresses {
-			if ip, err := netip.ParseAddr(a.Value); err == nil && c.Pool.Contains(ip) && !used[ip] {
+		for _, pool := range c.Pools {
+			if ip := freeOf(pool, g, used); ip.IsValid() {
 				out.addresses = append(out.addresses, ip)
-				return
+			} else {
+				fault(&out.programmed, no(gatewayv1.GatewayReasonAddressNotAssigned, fmt.Sprintf("every address of %s is taken", pool)))
 			}
 		}
-		for ip := c.Pool.Addr().Next(); c.Pool.Contains(ip); ip = ip.Next() {
-			if !used[ip] && c.Pool.Contains(ip.Next()) {
-				out.addresses = append(out.addresses, ip)
-				return
-			}
-		}
-		fault(&out.programmed, no(gatewayv1.GatewayReasonAddressNotAssigned, fmt.Sprintf("every address of %s is taken", c.Pool)))
+	}
+	pooled := func(ip netip.Addr) bool {
+		return !used[ip] && slices.ContainsFunc(c.Pools, func(p netip.Prefix) bool { return p.Contains(ip) })
 	}
 	for _, a := range g.Spec.Addresses {
 		ip, err := netip.ParseAddr(a.Value)
@@ -67,8 +65,8 @@ func (c *Config) place(v view, g *gatewayv1.Gateway) placed {
 			fault(&out.accepted, no(gatewayv1.GatewayReasonUnsupportedAddress, fmt.Sprintf("addresses of type %s are not supported", *a.Type)))
 		case a.Value == "":
 			free()
-		case err != nil || !slices.Contains(c.Nodes, ip) && (!c.Pool.Contains(ip) || used[ip]):
-			fault(&out.programmed, no(gatewayv1.GatewayReasonAddressNotUsable, fmt.Sprintf("%s is neither an address of the node nor a free one of %s", a.Value, c.Pool)))
+		case err != nil || !slices.Contains(c.Nodes, ip) && !pooled(ip):
+			fault(&out.programmed, no(gatewayv1.GatewayReasonAddressNotUsable, fmt.Sprintf("%s is neither an address of the node nor a free one of %s", a.Value, ranges(c.Pools))))
 		default:
 			out.addresses = append(out.addresses, ip)
 		}
@@ -80,6 +78,29 @@ func (c *Config) place(v view, g *gatewayv1.Gateway) placed {
 		out.addresses = nil
 	}
 	return out
+}
+
+// freeOf is the address of a pool that a gateway has, else the first that nobody has, not valid if there is none.
+func freeOf(pool netip.Prefix, g *gatewayv1.Gateway, used map[netip.Addr]bool) netip.Addr {
+	for _, a := range g.Status.Addresses {
+		if ip, err := netip.ParseAddr(a.Value); err == nil && pool.Contains(ip) && !used[ip] {
+			return ip
+		}
+	}
+	for ip := pool.Addr().Next(); pool.Contains(ip); ip = ip.Next() {
+		if !used[ip] && pool.Contains(ip.Next()) {
+			return ip
+		}
+	}
+	return netip.Addr{}
+}
+
+func ranges(pools []netip.Prefix) string {
+	var all []string
+	for _, p := range pools {
+		all = append(all, p.String())
+	}
+	return strings.Join(all, " and ")
 }
 
 // gatewayStatus makes the status of a gateway whose routes are attached; nil if it is right as it is.
