@@ -163,11 +163,13 @@ func (c *call) access(user client.User, spec *authorizationv1.SubjectAccessRevie
 	} else {
 		a.Verb, a.Path = spec.NonResourceAttributes.Verb, spec.NonResourceAttributes.Path
 	}
-	ok, reason, err := c.authz.Authorize(c.r.Context(), a)
+	d, reason, err := c.authz.Authorize(c.r.Context(), a)
 	if err != nil {
 		doubts = slices.Insert(doubts, 0, err.Error())
 	}
-	return authorizationv1.SubjectAccessReviewStatus{Allowed: ok, Reason: reason, EvaluationError: strings.Join(doubts, "; ")}
+	return authorizationv1.SubjectAccessReviewStatus{
+		Allowed: d == authz.Allowed, Denied: d == authz.Denied, Reason: reason, EvaluationError: strings.Join(doubts, "; "),
+	}
 }
 
 // selectors gives the attributes the selectors of a question, and says what of them could not be read. Leaving out a requirement asks

@@ -189,8 +189,8 @@ func (c *call) written(e *store.Entry, created bool, err error) error {
 func (c *call) mayCreate() error {
 	a := attributes(&c.info, &c.user)
 	a.Verb = "create"
-	ok, reason, err := c.authz.Authorize(c.r.Context(), a)
-	if ok {
+	d, reason, err := c.authz.Authorize(c.r.Context(), a)
+	if d == authz.Allowed {
 		return nil
 	}
 	if err != nil {

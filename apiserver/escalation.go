@@ -101,9 +101,9 @@ func (e *escalation) binding(ctx context.Context, r *admission.Request, ref rbac
 
 // may asks for a verb that lifts the check.
 func (e *escalation) may(ctx context.Context, r *admission.Request, verb, resource, name string) bool {
-	ok, _, err := e.authorizer.Authorize(ctx, &authz.Attributes{User: r.User, Verb: verb, IsResource: true,
+	d, _, err := e.authorizer.Authorize(ctx, &authz.Attributes{User: r.User, Verb: verb, IsResource: true,
 		Group: rbacv1.GroupName, Version: "*", Resource: resource, Namespace: r.Namespace, Name: name})
-	return ok && err == nil
+	return d == authz.Allowed && err == nil
 }
 
 // holds says which of the rules the user does not hold.

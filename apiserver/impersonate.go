@@ -175,9 +175,9 @@ func (i *impersonation) ask(ctx context.Context, a authz.Attributes) error {
 		// What is allowed holds for the account on every node, so that no node's name or token may matter.
 		a.User.Extra = map[string][]string{"authentication.kubernetes.io/associated-node-keys": slices.Sorted(maps.Keys(i.user.Extra))}
 	}
-	ok, reason, err := i.authorizer.Authorize(ctx, &a)
+	d, reason, err := i.authorizer.Authorize(ctx, &a)
 	switch {
-	case ok:
+	case d == authz.Allowed:
 		return nil
 	case err != nil && reason != "":
 		reason = fmt.Sprintf("%v: %s", err, reason)

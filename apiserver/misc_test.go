@@ -184,8 +184,8 @@ func TestPanicAndOverload(t *testing.T) {
 // allowAll is an authorizer without rules.
 type allowAll struct{}
 
-func (allowAll) Authorize(context.Context, *authz.Attributes) (bool, string, error) {
-	return true, "", nil
+func (allowAll) Authorize(context.Context, *authz.Attributes) (authz.Decision, string, error) {
+	return authz.Allowed, "", nil
 }
 
 // sick is a store whose disk fails.

@@ -151,10 +151,10 @@ func requested(info *route.Info, user *client.User, query string) *authz.Attribu
 
 // permit is nil if the authorizer allows, else what the client is told.
 func (s *Server) permit(ctx context.Context, a *authz.Attributes, event *audit.Event) error {
-	ok, reason, err := s.authz.Authorize(ctx, a)
-	event.Decide(ok, reason)
+	d, reason, err := s.authz.Authorize(ctx, a)
+	event.Decide(d == authz.Allowed, reason)
 	switch {
-	case ok:
+	case d == authz.Allowed:
 		return nil
 	case err != nil:
 		return apierrors.NewInternalError(err)

@@ -13,9 +13,9 @@ import (
 // access asks the authorizer for rights to signers, which are resources of certificates.k8s.io in name only.
 func (e *escalation) access() admission.Access {
 	return func(ctx context.Context, user client.User, verb, resource, namespace, name string) bool {
-		ok, _, err := e.authorizer.Authorize(ctx, &authz.Attributes{User: user, Verb: verb, IsResource: true,
+		d, _, err := e.authorizer.Authorize(ctx, &authz.Attributes{User: user, Verb: verb, IsResource: true,
 			Group: certificatesv1.GroupName, Version: "*", Resource: resource, Namespace: namespace, Name: name})
-		return ok && err == nil
+		return d == authz.Allowed && err == nil
 	}
 }
 

@@ -16,9 +16,9 @@ func (c *Cluster) certificateLoops() certificates.Config {
 		Authority: &certificates.Authority{Certificate: c.keys.caCert, Key: c.keys.caKey},
 		ServingCA: c.keys.caPEM,
 		Allowed: func(user client.User, subresource string) bool {
-			ok, _, err := c.server.Authorizer().Authorize(context.Background(), &authz.Attributes{User: user, Verb: "create",
+			d, _, err := c.server.Authorizer().Authorize(context.Background(), &authz.Attributes{User: user, Verb: "create",
 				IsResource: true, Group: certificatesv1.GroupName, Version: "*", Resource: "certificatesigningrequests", Subresource: subresource})
-			return ok && err == nil
+			return d == authz.Allowed && err == nil
 		},
 	}
 }

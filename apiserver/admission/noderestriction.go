@@ -348,9 +348,9 @@ func (r restriction) audience(ctx context.Context, pod *corev1.Pod, audiences []
 
 // may asks for a verb that RBAC can give to nodes.
 func (r restriction) may(ctx context.Context, verb, resource, name string) (bool, error) {
-	ok, _, err := r.authorizer.Authorize(ctx, &authz.Attributes{User: r.User, Verb: verb, IsResource: true,
+	d, _, err := r.authorizer.Authorize(ctx, &authz.Attributes{User: r.User, Verb: verb, IsResource: true,
 		Group: r.Kind.Group, Version: r.Version, Resource: resource, Namespace: r.Namespace, Name: name})
-	return ok, err
+	return d == authz.Allowed, err
 }
 
 // namesAudience tells whether a volume of the pod asks for tokens of an audience, itself or through its CSI driver. An error

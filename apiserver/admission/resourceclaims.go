@@ -112,9 +112,9 @@ func claimStatus(ctx context.Context, r *Request, authorizer authz.Authorizer, c
 	ask := func(verb, subresource, namespace, name string) string {
 		a := &authz.Attributes{User: r.User, Verb: verb, IsResource: true, Group: resourcev1.GroupName, Version: "v1",
 			Resource: "resourceclaims", Subresource: subresource, Namespace: namespace, Name: name}
-		ok, reason, err := authorizer.Authorize(ctx, a)
+		d, reason, err := authorizer.Authorize(ctx, a)
 		switch {
-		case ok:
+		case d == authz.Allowed:
 			return ""
 		case err != nil:
 			reason = err.Error()

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 
 	"coracle.dev/coracle/client"
 )
@@ -34,44 +35,65 @@ type Attributes struct {
 	Labels labels.Requirements
 }
 
-// Authorizer allows requests; nothing is allowed that none allows.
+// Decision is what an authorizer says of a request.
+type Decision int8
+
+// The decisions. What nobody has an opinion of is not allowed.
+const (
+	NoOpinion Decision = iota // others may allow it
+	Allowed                   // whatever others say after this
+	Denied                    // whatever others say after this
+)
+
+// If is Allowed where something holds, else NoOpinion.
+func If(allowed bool) Decision {
+	if allowed {
+		return Allowed
+	}
+	return NoOpinion
+}
+
+// Authorizer decides on requests; nothing is allowed that none allows.
 type Authorizer interface {
-	// Authorize tells whether the request is allowed and, where there is something to say, why or
-	// why not. An error means that it could not be decided and counts as no.
-	Authorize(ctx context.Context, a *Attributes) (allowed bool, reason string, err error)
+	// Authorize decides and, where there is something to say, tells why. An error means that it could not be decided, or
+	// not as it should be; with NoOpinion others may still allow the request.
+	Authorize(ctx context.Context, a *Attributes) (d Decision, reason string, err error)
 }
 
 // Func adapts a function to Authorizer.
-type Func func(ctx context.Context, a *Attributes) (bool, string, error)
+type Func func(ctx context.Context, a *Attributes) (Decision, string, error)
 
 // Authorize calls f.
-func (f Func) Authorize(ctx context.Context, a *Attributes) (bool, string, error) { return f(ctx, a) }
+func (f Func) Authorize(ctx context.Context, a *Attributes) (Decision, string, error) { return f(ctx, a) }
 
 // Masters allows the group system:masters everything.
-var Masters = Func(func(_ context.Context, a *Attributes) (bool, string, error) {
-	return a.User.In(client.GroupMasters), "", nil
+var Masters = Func(func(_ context.Context, a *Attributes) (Decision, string, error) {
+	return If(a.User.In(client.GroupMasters)), "", nil
 })
 
-// Any allows what one of several allows.
+// Any decides as the first of several that has an opinion.
 type Any []Authorizer
 
 // Authorize asks them in order.
-func (u Any) Authorize(ctx context.Context, a *Attributes) (bool, string, error) {
+func (u Any) Authorize(ctx context.Context, a *Attributes) (Decision, string, error) {
 	var reasons []string
-	var first error
+	var errs []error
 	for _, one := range u {
-		ok, reason, err := one.Authorize(ctx, a)
-		if ok {
-			return true, reason, nil
+		d, reason, err := one.Authorize(ctx, a)
+		if d != NoOpinion {
+			return d, reason, err
 		}
 		if reason != "" {
 			reasons = append(reasons, reason)
 		}
-		if first == nil {
-			first = err
+		if err != nil {
+			errs = append(errs, err)
 		}
 	}
-	return false, strings.Join(reasons, "\n"), first
+	if len(errs) == 0 {
+		return NoOpinion, strings.Join(reasons, "\n"), nil
+	}
+	return NoOpinion, strings.Join(reasons, "\n"), utilerrors.NewAggregate(errs)
 }
 
 // Select reads the selectors of a list, watch or deletecollection out of its query. A field selector that asks for one name

@@ -46,19 +46,19 @@ var nodeRules = []rbacv1.PolicyRule{
 }
 
 // Authorize implements Authorizer.
-func (n *Node) Authorize(_ context.Context, a *Attributes) (bool, string, error) {
+func (n *Node) Authorize(_ context.Context, a *Attributes) (Decision, string, error) {
 	name, ok := NodeOf(&a.User)
 	if !ok {
-		return false, "", nil
+		return NoOpinion, "", nil
 	}
 	if name == "" {
-		return false, fmt.Sprintf("unknown node for user %q", a.User.Name), nil
+		return NoOpinion, fmt.Sprintf("unknown node for user %q", a.User.Name), nil
 	}
 	q := question{Attributes: a, node: name, snap: n.Store.Snapshot()}
 	if ok, why, looked := q.decide(); looked {
-		return ok, why, nil
+		return If(ok), why, nil
 	}
-	return slices.ContainsFunc(nodeRules, func(r rbacv1.PolicyRule) bool { return Covers(&r, a) }), "", nil
+	return If(slices.ContainsFunc(nodeRules, func(r rbacv1.PolicyRule) bool { return Covers(&r, a) })), "", nil
 }
 
 // question is what a node wants to do, and the state in which that is judged.

@@ -65,21 +65,21 @@ type role struct {
 var rbacResources = []string{client.ClusterRoles.Name, client.ClusterRoleBindings.Name, client.Roles.Name, client.RoleBindings.Name}
 
 // Authorize implements Authorizer.
-func (r *RBAC) Authorize(_ context.Context, a *Attributes) (bool, string, error) {
+func (r *RBAC) Authorize(_ context.Context, a *Attributes) (Decision, string, error) {
 	unlock, err := r.read()
 	if err != nil {
-		return false, "", err
+		return NoOpinion, "", err
 	}
 	defer unlock()
 	if why := r.index.allows(subject{false, a.User.Name}, a); why != "" {
-		return true, why, nil
+		return Allowed, why, nil
 	}
 	for _, g := range a.User.Groups {
 		if why := r.index.allows(subject{true, g}, a); why != "" {
-			return true, why, nil
+			return Allowed, why, nil
 		}
 	}
-	return false, r.index.missing(a), nil
+	return NoOpinion, r.index.missing(a), nil
 }
 
 // allows says why a subject may do what is asked, "" if it may not.

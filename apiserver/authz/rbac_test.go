@@ -259,10 +259,11 @@ func TestRBACAgainstModel(t *testing.T) {
 					a.IsResource, a.Group, a.Name, a.Namespace = true, p.group, p.name, ns
 					a.Resource, a.Subresource, _ = strings.Cut(p.resource, "/")
 				}
-				ok, why, err := rb.Authorize(context.Background(), &a)
+				d, why, err := rb.Authorize(context.Background(), &a)
 				if err != nil {
 					t.Fatal(err)
 				}
+				ok := d == Allowed
 				if want := m.allows(u, ns, p); ok != want {
 					t.Fatalf("seed %d: %+v: allowed %v (%s), the model says %v\n%+v", seed, a, ok, why, want, m)
 				}
@@ -409,7 +410,7 @@ func BenchmarkNode(b *testing.B) {
 	n := &Node{Store: s}
 	a := &Attributes{User: client.User{Name: "system:node:n", Groups: []string{client.GroupNodes}}, Verb: "get", IsResource: true, Resource: "secrets", Namespace: "red", Name: "s99"}
 	for b.Loop() {
-		if ok, why, _ := n.Authorize(context.Background(), a); !ok {
+		if d, why, _ := n.Authorize(context.Background(), a); d != Allowed {
 			b.Fatal(why)
 		}
 	}

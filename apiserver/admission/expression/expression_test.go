@@ -49,9 +49,9 @@ func input() *Input {
 		},
 		Namespace: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{"tier": "gold"}}},
 		User:      client.User{Name: "alice", Groups: []string{"devs"}},
-		Authorizer: authz.Func(func(_ context.Context, a *authz.Attributes) (bool, string, error) {
-			return a.Verb == "breakglass" && a.Resource == "deployments" && a.User.Name == "alice" ||
-				a.Verb == "get" && a.User.Name == "system:serviceaccount:a:b", "because", nil
+		Authorizer: authz.Func(func(_ context.Context, a *authz.Attributes) (authz.Decision, string, error) {
+			return authz.If(a.Verb == "breakglass" && a.Resource == "deployments" && a.User.Name == "alice" ||
+				a.Verb == "get" && a.User.Name == "system:serviceaccount:a:b"), "because", nil
 		}),
 	}
 }
@@ -234,9 +234,9 @@ func BenchmarkMatch(b *testing.B) {
 
 func TestSelectorsReachTheAuthorizer(t *testing.T) {
 	in := input()
-	in.Authorizer = authz.Func(func(_ context.Context, a *authz.Attributes) (bool, string, error) {
-		return len(a.Fields) == 1 && a.Fields[0].Field == "spec.nodeName" && a.Fields[0].Value == "n1" &&
-			len(a.Labels) == 1 && a.Labels[0].String() == "app in (a,b)", "", nil
+	in.Authorizer = authz.Func(func(_ context.Context, a *authz.Attributes) (authz.Decision, string, error) {
+		return authz.If(len(a.Fields) == 1 && a.Fields[0].Field == "spec.nodeName" && a.Fields[0].Value == "n1" &&
+			len(a.Labels) == 1 && a.Labels[0].String() == "app in (a,b)"), "", nil
 	})
 	const ask = "authorizer.group('').resource('pods').namespace('x')"
 	for text, want := range map[string]bool{

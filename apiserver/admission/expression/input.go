@@ -241,10 +241,13 @@ func (s *answers) Authorize(ctx context.Context, a authorizer.Attributes) (autho
 	if known, ok := s.known[key]; ok {
 		return known.decision, known.reason, known.err
 	}
-	ok, reason, err := s.authorizer.Authorize(ctx, &q)
+	d, reason, err := s.authorizer.Authorize(ctx, &q)
 	out := answer{authorizer.DecisionNoOpinion, reason, err}
-	if ok {
+	switch d {
+	case authz.Allowed:
 		out.decision = authorizer.DecisionAllow
+	case authz.Denied:
+		out.decision = authorizer.DecisionDeny
 	}
 	if s.known == nil {
 		s.known = map[string]answer{}

@@ -76,8 +76,8 @@ func (p *Policies) accessKind(ctx context.Context, r *admission.Request, kind *a
 	a := anything(r, "get")
 	a.Name, a.Namespace = "*", "*"
 	_, _ = p.narrow(a, kind) // what is not known is asked for in all its forms
-	ok, _, err := p.cfg.Authorizer.Authorize(ctx, a)
-	if err == nil && !ok {
+	d, _, err := p.cfg.Authorizer.Authorize(ctx, a)
+	if err == nil && d != authz.Allowed {
 		err = fmt.Errorf(`user %v must have "get" permission on all objects of the referenced paramKind (kind=%s, apiVersion=%s)`, &r.User, kind.Kind, kind.APIVersion)
 	}
 	return err
@@ -95,11 +95,11 @@ func (p *Policies) accessRef(ctx context.Context, r *admission.Request, policy s
 	if kind != nil {
 		parse, resolve = p.narrow(a, kind)
 	}
-	ok, _, err := p.cfg.Authorizer.Authorize(ctx, a)
+	d, _, err := p.cfg.Authorizer.Authorize(ctx, a)
 	if err != nil {
 		return fmt.Errorf("failed to authorize request: %w", err)
 	}
-	if ok {
+	if d == authz.Allowed {
 		return nil
 	}
 	why := ""

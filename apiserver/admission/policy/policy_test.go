@@ -44,8 +44,8 @@ func start(t testing.TB, manifests ...string) *env {
 	e := &env{t: t, annotations: map[string]string{}}
 	e.policies = New(Config{
 		Registry: reg,
-		Authorizer: authz.Func(func(_ context.Context, a *authz.Attributes) (bool, string, error) {
-			return a.User.Name == "admin", "", nil
+		Authorizer: authz.Func(func(_ context.Context, a *authz.Attributes) (authz.Decision, string, error) {
+			return authz.If(a.User.Name == "admin"), "", nil
 		}),
 		Types: managed.New().Types,
 	})
