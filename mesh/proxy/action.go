@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -137,6 +138,11 @@ func (c *call) location(r *table.Redirect) string {
 	if host == "" {
 		host = table.Hostname(c.req.authority)
 	}
+	if host == "" { // HTTP/1.0 need not say which
+		if host = c.req.local.Addr().String(); c.req.local.Addr().Is6() {
+			host = "[" + host + "]"
+		}
+	}
 	if port == 0 && r.Scheme == "" {
 		port = listenerPort(c.listener, c.req.local)
 	}
@@ -188,7 +194,7 @@ func origin(c *table.CORS, r *incoming) string {
 
 func preflightFields(c *table.CORS, r *incoming) fields {
 	f := corsFields(nil, c, r)
-	if len(f) == 0 || f.value("access-control-allow-origin") == "" {
+	if f.value("access-control-allow-origin") == "" {
 		return f
 	}
 	f = list(f, "Access-Control-Allow-Methods", c.Methods, r.fields.value("access-control-request-method"), c.Credentials)
@@ -210,8 +216,18 @@ func list(f fields, name string, values []string, asked string, credentials bool
 	return append(f, field{name, value})
 }
 
-// corsFields sets the headers of a cross-origin answer in place of what the backend said of it.
+// corsFields sets the headers of a cross-origin answer. Who may read it is the rule's to say: what the backend says of it is taken out, so
+// that one that lets everybody in does not undo the rule.
 func corsFields(f fields, c *table.CORS, r *incoming) fields {
+	if (c.Credentials || !slices.Contains(c.Origins, "*")) && !token(f.value("vary"), "origin") {
+		f = append(f, field{"Vary", "Origin"}) // caches must know, whoever asked
+	}
+	if _, ok := r.fields.get("origin"); !ok {
+		return f
+	}
+	for _, name := range []string{"access-control-allow-origin", "access-control-allow-credentials", "access-control-expose-headers"} {
+		f = f.remove(name)
+	}
 	from := origin(c, r)
 	if from == "" {
 		return f
@@ -222,9 +238,6 @@ func corsFields(f fields, c *table.CORS, r *incoming) fields {
 	}
 	if len(c.Expose) > 0 {
 		f = f.set("Access-Control-Expose-Headers", strings.Join(c.Expose, ", "))
-	}
-	if from != "*" && !token(f.value("vary"), "origin") {
-		f = append(f, field{"Vary", "Origin"})
 	}
 	return f
 }

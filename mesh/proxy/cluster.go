@@ -164,6 +164,7 @@ type choice struct {
 	// broke says that one of those tried took the request and closed the connection.
 	broke bool
 	now   time.Time
+	turn  uint64 // of the choice that is being made
 }
 
 // pick chooses an endpoint that was not tried, or nil if there is none left.
@@ -172,6 +173,9 @@ func (c *cluster) pick(s *clusterState, want *choice) *endpoint {
 		if e := s.token[want.sticky]; e != nil && e.usable(want) {
 			return e
 		}
+	}
+	if s.backend.Balance.Policy == table.RoundRobin {
+		want.turn = c.turn.Add(1) - 1 // one for all that follows, or else turns that find nobody are others' turns
 	}
 	for i := range s.tiers {
 		t := &s.tiers[i]
@@ -219,7 +223,7 @@ func (c *cluster) from(t *tier, policy table.Policy, want *choice, may func(*end
 		}
 		start = rand.IntN(n)
 	case policy == table.RoundRobin:
-		start = t.turn(c.turn.Add(1) - 1)
+		start = t.turn(want.turn)
 	default:
 		start = t.random()
 	}
@@ -287,6 +291,17 @@ const (
 	failed      // 502, 503, 504, broken, timed out
 	unreachable // not even connected
 )
+
+// outcomeOf is what an answer says of the endpoint's health.
+func outcomeOf(code int) outcome {
+	switch {
+	case code >= 502 && code <= 504:
+		return failed
+	case code >= 500:
+		return answered5xx
+	}
+	return succeeded
+}
 
 // unreachableFor is how long an endpoint that could not be connected to is passed over where there are others.
 const unreachableFor = time.Second

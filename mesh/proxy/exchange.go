@@ -72,7 +72,7 @@ func (c *call) act() error {
 		}
 	}
 	if r.CORS != nil && preflight(&c.req) {
-		return c.answer(&response{code: 204, fields: preflightFields(r.CORS, &c.req), length: -2})
+		return c.answered(&response{code: 204, fields: preflightFields(r.CORS, &c.req), length: -2})
 	}
 	if d := r.Direct; d != nil {
 		out := &response{code: d.Code, length: int64(len(d.Body))}
@@ -207,7 +207,7 @@ func (c *call) exchange(cl *cluster, to *table.Weighted, m *outgoing) error {
 		}
 		if err == nil {
 			r.end(false)
-			cl.observe(e, failed, time.Now())
+			cl.observe(e, outcomeOf(r.code), time.Now())
 			e.done()
 			want.tried = append(want.tried, e)
 			if len(want.tried) >= s.size {
@@ -362,14 +362,11 @@ func (c *call) giveUp(code int, reason string) (bool, error) {
 
 // pass edits the answer and hands it to the client.
 func (c *call) pass(cl *cluster, e *endpoint, to *table.Weighted, r *response) error {
-	o := succeeded
-	switch {
-	case r.code >= 502 && r.code <= 504:
-		o = failed
-	case r.code >= 500:
-		o = answered5xx
+	if o := outcomeOf(r.code); o == succeeded {
+		cl.observe(e, o, c.began)
+	} else {
+		cl.observe(e, o, time.Now())
 	}
-	cl.observe(e, o, c.began)
 	if r.upgraded != nil {
 		c.code = 101
 		err := c.out.switchProtocols(c, r)
@@ -395,10 +392,15 @@ func (c *call) pass(cl *cluster, e *endpoint, to *table.Weighted, r *response) e
 
 // answer sends an answer of the proxy's own.
 func (c *call) answer(r *response) error {
+	if c.rule != nil && c.rule.CORS != nil {
+		r.fields = corsFields(r.fields, c.rule.CORS, &c.req)
+	}
+	return c.answered(r)
+}
+
+// answered sends an answer that says itself who may read it.
+func (c *call) answered(r *response) error {
 	if c.rule != nil {
-		if c.rule.CORS != nil && r.code != 204 {
-			r.fields = corsFields(r.fields, c.rule.CORS, &c.req)
-		}
 		r.fields = edit(r.fields, c.rule.Response, nil)
 	}
 	c.code = r.code
