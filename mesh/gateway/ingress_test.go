@@ -73,7 +73,9 @@ func (w *town) remove(resource string, o api.Object) {
 func (w *town) change(resource string, o api.Object, gone bool) {
 	w.Helper()
 	before := w.Snapshot().Revision()
-	o.SetGeneration(int64(before) + 1)
+	if !gone {
+		o.SetGeneration(int64(before) + 1)
+	}
 	key := store.Key{Resource: resource, Namespace: o.GetNamespace(), Name: o.GetName()}
 	op := store.Op{Key: key, Object: o, Expect: store.ExpectAny}
 	if gone {
