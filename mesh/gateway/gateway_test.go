@@ -42,11 +42,28 @@ func TestCovers(t *testing.T) {
 	}
 }
 
-func TestCloserHostnamesGoFirst(t *testing.T) {
-	names := []string{"", "*.example", "a.example", "*.b.example", "aa.b.example"}
-	slices.SortFunc(names, closer)
-	if want := []string{"aa.b.example", "a.example", "*.b.example", "*.example", ""}; !slices.Equal(names, want) {
-		t.Errorf("%q, want %q", names, want)
+// TestCovering holds in which order hostnames are looked up, and that these are all that cover a name.
+func TestCovering(t *testing.T) {
+	all := []string{"", "*.example", "a.example", "*.b.example", "aa.b.example", "*.aa.b.example", "*.ample"}
+	for name, want := range map[string][]string{
+		"":                 {""},
+		"a.example":        {"a.example", "*.example", ""},
+		"aa.b.example":     {"aa.b.example", "*.b.example", "*.example", ""},
+		"*.b.example":      {"*.b.example", "*.example", ""},
+		"x.aa.b.example":   {"x.aa.b.example", "*.aa.b.example", "*.b.example", "*.example", ""},
+		"example":          {"example", ""},
+		"*.example":        {"*.example", ""},
+		"b.example.other.": {"b.example.other.", "*.example.other.", "*.other.", "*.", ""},
+	} {
+		got := slices.Collect(covering(name))
+		if !slices.Equal(got, want) {
+			t.Errorf("%q is covered by %q, want %q", name, got, want)
+		}
+		for _, n := range all {
+			if covers(n, name) != slices.Contains(got, n) {
+				t.Errorf("does %q cover %q? %q", n, name, got)
+			}
+		}
 	}
 }
 

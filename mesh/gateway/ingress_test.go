@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"coracle.dev/coracle/api"
 	"coracle.dev/coracle/api/core"
@@ -210,5 +211,52 @@ func BenchmarkIngress(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// gatewayTown is a town with a loop for Gateway API and a gateway "web".
+func gatewayTown(t testing.TB) *town {
+	w := newTown(t)
+	w.loop = Loop(Config{Nodes: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Publisher: w.publisher, Pools: []netip.Prefix{netip.MustParsePrefix("10.42.255.0/24")}})
+	w.put("gatewayclasses.gateway.networking.k8s.io", &gatewayv1.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: Class}, Spec: gatewayv1.GatewayClassSpec{ControllerName: Controller}})
+	w.put("gateways.gateway.networking.k8s.io", &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "web"}, Spec: gatewayv1.GatewaySpec{
+		GatewayClassName: Class, Listeners: []gatewayv1.Listener{{Name: "http", Port: 80, Protocol: gatewayv1.HTTPProtocolType}}}})
+	return w
+}
+
+// httpRoute leads a host and a path to a service.
+func httpRoute(name string, age int64, host, path, to string) *gatewayv1.HTTPRoute {
+	port, kind := gatewayv1.PortNumber(80), gatewayv1.PathMatchPathPrefix
+	return &gatewayv1.HTTPRoute{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, CreationTimestamp: metav1.Unix(age, 0)}, Spec: gatewayv1.HTTPRouteSpec{
+		CommonRouteSpec: gatewayv1.CommonRouteSpec{ParentRefs: []gatewayv1.ParentReference{{Name: "web"}}}, Hostnames: []gatewayv1.Hostname{gatewayv1.Hostname(host)},
+		Rules: []gatewayv1.HTTPRouteRule{{Matches: []gatewayv1.HTTPRouteMatch{{Path: &gatewayv1.HTTPPathMatch{Type: &kind, Value: &path}}},
+			BackendRefs: []gatewayv1.HTTPBackendRef{{BackendRef: gatewayv1.BackendRef{BackendObjectReference: gatewayv1.BackendObjectReference{Name: gatewayv1.ObjectName(to), Port: &port}}}}}}}}
+}
+
+const routesOf = "httproutes.gateway.networking.k8s.io"
+
+// BenchmarkRoute is a change of one route beside others of its gateway, until the next table is there.
+func BenchmarkRoute(b *testing.B) {
+	for _, n := range []int{10, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := gatewayTown(b)
+			inputs := w.loop.Inputs
+			w.loop.Inputs = nil
+			for i := range n {
+				name := fmt.Sprintf("s%d", i)
+				w.put("services", service(name))
+				w.put("endpointslices.discovery.k8s.io", ends(name, "10.42.0.1", "10.42.0.2"))
+				w.put(routesOf, httpRoute(name, int64(i), name+".example", "/", name))
+			}
+			w.loop.Inputs = inputs
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				name := fmt.Sprintf("s%d", n/2)
+				w.put(routesOf, httpRoute(name, int64(n/2), name+".example", fmt.Sprintf("/%d", i), name))
+			}
+			if got := w.now.Backends().Len(); got != n {
+				b.Errorf("%d backends", got)
+			}
+		})
 	}
 }

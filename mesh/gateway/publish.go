@@ -125,16 +125,15 @@ func (p *Publisher) exchange(before, after *part, fresh view, changed map[string
 		if before.backends[id] == nil {
 			p.count[id]++
 		}
+		if had := p.used[id]; had != nil && had.same(b) {
+			continue // its endpoints are followed
+		}
 		next := *b
 		filled := *b.Backend
 		filled.Endpoints = endpoints(fresh, b.service, b.port, b.proto)
 		next.Backend, next.rev = &filled, fresh.Revision()
-		if had := p.used[id]; had == nil || !had.same(&next) {
-			p.use(id, &next)
-			changed[id] = true
-		} else {
-			had.rev = next.rev
-		}
+		p.use(id, &next)
+		changed[id] = true
 	}
 	for id := range before.backends {
 		if after.backends[id] != nil {
@@ -164,9 +163,9 @@ func (p *Publisher) drop(id string) {
 	}
 }
 
-// same tells whether two backends can be told apart by nobody.
+// same tells whether two backends can be told apart by nobody, but for their endpoints.
 func (b *backend) same(o *backend) bool {
-	return b.secured == o.secured && b.Protocol == o.Protocol && b.service == o.service && b.port == o.port && slices.Equal(b.Endpoints, o.Endpoints)
+	return b.secured == o.secured && b.Protocol == o.Protocol && b.service == o.service && b.port == o.port && b.proto == o.proto
 }
 
 // portKey is a port of a service.

@@ -1,9 +1,9 @@
 package gateway
 
 import (
-	"cmp"
 	"crypto/tls"
 	"fmt"
+	"iter"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,7 +23,7 @@ type part struct {
 // tables compiles a gateway, whose routes are attached, for its addresses.
 func (m *model) tables(addresses []netip.Addr) (*part, error) {
 	out := &part{backends: map[string]*backend{}, addresses: addresses}
-	b := &builder{model: m, backends: out.backends, routes: map[*route][]*table.Route{}}
+	b := &builder{model: m, backends: out.backends, routes: map[*route][]*table.Route{}, names: map[*listener]map[string][]*route{}}
 	type place struct {
 		port gatewayv1.PortNumber
 		udp  bool
@@ -71,6 +71,7 @@ type builder struct {
 	*model
 	backends map[string]*backend
 	routes   map[*route][]*table.Route // that were compiled
+	names    map[*listener]map[string][]*route
 }
 
 func (b *builder) compiler(r *route) *compiler {
@@ -233,40 +234,56 @@ func (b *builder) elsewhere(put map[string]*table.VirtualHost, l *listener, othe
 
 // virtual is the host of a name: the routes of a listener that have the name, those that mean it most closely first.
 func (b *builder) virtual(l *listener, name string) (*table.VirtualHost, error) {
-	byName := map[string][]*table.Route{}
-	for _, a := range l.attached {
-		best, ok := "", false
-		for _, n := range a.hostnames {
-			if covers(n, name) && (!ok || closer(n, best) < 0) {
-				best, ok = n, true
+	taken := map[*route]bool{}
+	var routes []*table.Route
+	for n := range covering(name) {
+		var all []*table.Route
+		for _, r := range b.named(l)[n] {
+			if !taken[r] { // by a name that is closer
+				taken[r] = true
+				all = append(all, b.compiled(r)...)
 			}
 		}
-		if ok {
-			byName[best] = append(byName[best], b.compiled(a.route)...)
-		}
-	}
-	names := make([]string, 0, len(byName))
-	for n := range byName {
-		names = append(names, n)
-	}
-	slices.SortFunc(names, closer)
-	var routes []*table.Route
-	for _, n := range names {
-		table.Precedence(byName[n])
-		routes = append(routes, byName[n]...)
+		table.Precedence(all)
+		routes = append(routes, all...)
 	}
 	return table.NewVirtualHost(b.name(l)+" "+star(name), []string{star(name)}, routes)
 }
 
-// closer orders hostnames: exact ones first, then longer ones.
-func closer(a, b string) int {
-	wild := func(s string) int {
-		if s == "" || strings.HasPrefix(s, "*") {
-			return 1
+// named has the routes of a listener by their hostnames, older ones first.
+func (b *builder) named(l *listener) map[string][]*route {
+	out, ok := b.names[l]
+	if !ok {
+		out = map[string][]*route{}
+		for _, a := range l.attached {
+			for _, n := range a.hostnames {
+				out[n] = append(out[n], a.route)
+			}
 		}
-		return 0
+		b.names[l] = out
 	}
-	return cmp.Or(cmp.Compare(wild(a), wild(b)), cmp.Compare(len(b), len(a)), strings.Compare(a, b))
+	return out
+}
+
+// covering are the hostnames that stand for a name, the closest first: it alone, then wildcards, longer ones first, then any ("").
+func covering(name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if name != "" && !yield(name) {
+			return
+		}
+		rest := strings.TrimPrefix(name, "*.")
+		for {
+			_, after, ok := strings.Cut(rest, ".")
+			if !ok {
+				break
+			}
+			if !yield("*." + after) {
+				return
+			}
+			rest = after
+		}
+		yield("")
+	}
 }
 
 // compiled are the routes of an HTTP or gRPC route, made once for a gateway.
