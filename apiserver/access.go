@@ -249,14 +249,15 @@ func (c *call) reviewRules(o *authorizationv1.SelfSubjectRulesReview) error {
 		o.Status.Incomplete = true
 		doubts = append(doubts, "node authorizer does not support user rule resolution")
 	}
-	lister, ok := c.cfg.Authorizer.(interface {
-		Rules(user client.User, namespace string) ([]authorizationv1.ResourceRule, []authorizationv1.NonResourceRule, error)
+	lister, ok := c.rules.(interface {
+		Rules(user client.User, namespace string) (resources []authorizationv1.ResourceRule, paths []authorizationv1.NonResourceRule, incomplete bool, err error)
 	})
 	if !ok {
 		o.Status.Incomplete = true
 		doubts = append(doubts, "the authorizer does not support user rule resolution")
 	} else {
-		resources, paths, err := lister.Rules(c.user, o.Spec.Namespace)
+		resources, paths, incomplete, err := lister.Rules(c.user, o.Spec.Namespace)
+		o.Status.Incomplete = o.Status.Incomplete || incomplete
 		if err != nil {
 			doubts = append(doubts, err.Error())
 		}

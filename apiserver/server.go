@@ -61,6 +61,11 @@ type Config struct {
 	Anonymous func(path string) bool
 	// Authorizer is asked beside system:masters and the Node authorizer; nil is RBAC from the store.
 	Authorizer authz.Authorizer
+	// Authorization makes what is asked after system:masters out of the Node authorizer and Authorizer; nil asks these two. What it makes
+	// may have the method Rules of authz.RBAC.
+	Authorization func(node, rbac authz.Authorizer) (authz.Authorizer, error)
+	// Reviewer judges bearer tokens that nobody else knows; nil for nobody.
+	Reviewer authn.Reviewer
 	// Admission plug-ins run after the built-in ones, then admission policies, then webhooks, then admission.Last.
 	Admission []admission.Plugin
 
@@ -143,6 +148,7 @@ type Server struct {
 	authn     *authn.Authenticator
 	tokens    *authn.Tokens
 	authz     authz.Authorizer
+	rules     authz.Authorizer // lists what users may do, if it can
 	discovery *discovery.Handler
 	openAPI   http.Handler
 
@@ -164,8 +170,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg:    cfg,
 		lister: &list.Lister{Store: cfg.Store, Now: cfg.Now},
-		authn:  &authn.Authenticator{ClientCA: cfg.ClientCA, Others: cfg.Verifiers, Audiences: cfg.Audiences, Now: cfg.Now},
-		authz:  authz.Any{authz.Masters, &authz.Node{Store: cfg.Store}, cfg.Authorizer},
+		authn:  &authn.Authenticator{ClientCA: cfg.ClientCA, Others: cfg.Verifiers, Reviewer: cfg.Reviewer, Audiences: cfg.Audiences, Now: cfg.Now},
 		discovery: &discovery.Handler{Registry: cfg.Registry, Priority: cfg.GroupPriority, VersionPriority: cfg.VersionPriority,
 			StorageVersion: cfg.StorageVersion, Aggregated: cfg.Aggregated},
 		gate: fairness.New(fairness.Config{Seats: cfg.MaxReads + cfg.MaxWrites, Bytes: cfg.InflightBytes, Now: cfg.Now},
@@ -173,6 +178,9 @@ func New(cfg Config) (*Server, error) {
 			append(flowcontrol.MandatoryLevels(), flowcontrol.SuggestedLevels()...)),
 		stop:  make(chan struct{}),
 		cache: &wire.Cache{Budget: cfg.EncodingBytes},
+	}
+	if err := s.authorize(); err != nil {
+		return nil, err
 	}
 	if cfg.ServiceAccountKey != nil {
 		s.tokens = &authn.Tokens{
@@ -205,6 +213,18 @@ func New(cfg Config) (*Server, error) {
 	s.chain.Allocate = numbers.Allocate
 	cfg.Registry.OnRemove(s.forget)
 	return s, nil
+}
+
+// authorize sets what decides on requests.
+func (s *Server) authorize() error {
+	node := &authz.Node{Store: s.cfg.Store}
+	s.authz, s.rules = authz.Any{authz.Masters, node, s.cfg.Authorizer}, s.cfg.Authorizer
+	if s.cfg.Authorization == nil {
+		return nil
+	}
+	asked, err := s.cfg.Authorization(node, s.cfg.Authorizer)
+	s.authz, s.rules = authz.Any{authz.Masters, asked}, asked
+	return err
 }
 
 func (c *Config) setDefaults() {

@@ -73,6 +73,8 @@ type Cluster struct {
 	codec store.Codec // of a cluster in memory, nil otherwise
 	// encryption is that of the store; nil for a cluster in memory.
 	encryption *encryption
+	// followed are the files that the API server was told of and that count again when they change.
+	followed   []*followed
 	stale      func(*store.Entry) bool // stored in another form than would be written today; nil: none is
 	registry   *api.Registry
 	custom     *custom.Registrar

@@ -271,7 +271,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 	c.aggregator = c.newAggregator(backends)
 	documents := &openapi.Publisher{Snapshot: c.store.Snapshot, Served: c.served, Remote: c.aggregator.Documents}
 	c.documents = documents
-	verifiers, anonymous, err := c.access()
+	admits, err := c.access()
 	if err != nil {
 		return nil, err
 	}
@@ -282,9 +282,9 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 	c.metrics = c.newMetrics()
 	c.server, err = apiserver.New(apiserver.Config{
 		Store: c.store, Registry: c.registry, Log: c.log, Audit: recorder, Stale: c.stale, Now: c.now,
-		Collect:  []func(io.Writer){func(w io.Writer) { c.engine.WriteMetrics(w) }, c.writeDenied},
+		Collect:  append(admits.collect, func(w io.Writer) { c.engine.WriteMetrics(w) }, c.writeDenied),
 		ClientCA: clientCA, ServiceAccountKey: c.keys.serviceAccounts, Issuer: c.issuer(),
-		Verifiers: verifiers, Anonymous: anonymous,
+		Verifiers: admits.verifiers, Anonymous: admits.anonymous, Reviewer: admits.reviewer, Authorization: admits.authorization,
 		ServiceCIDRs: c.serviceRanges(), Warn: c.warn,
 		Nodes: c.nodes, Version: version.Info(),
 		Backends:      backends,
@@ -299,6 +299,7 @@ func (c *Cluster) makeAPI() (*audit.Recorder, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.followed = admits.follow
 	c.client = localClient{c.store, c.server.Writer().(localWriter)}
 	c.engine = reconcile.NewEngine(c.client, c.log, c.now)
 	return recorder, nil
@@ -313,13 +314,19 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	if err != nil {
 		return nil, "", err
 	}
+	stopFollowing, err := c.followAll(c.followed)
+	if err != nil {
+		return nil, "", err
+	}
 	listeners, err := c.listen()
 	if err != nil {
+		_ = stopFollowing(context.Background())
 		return nil, "", err
 	}
 	certificate, err := c.serving(host)
 	if err != nil {
 		closeAll(listeners)
+		_ = stopFollowing(context.Background())
 		return nil, "", err
 	}
 	stopServing := c.serve(certificate, listeners...)
@@ -328,7 +335,7 @@ func (c *Cluster) startAPI(context.Context) (func(context.Context) error, string
 	stop := func(ctx context.Context) error {
 		defer stopCustom(ctx) //nolint:errcheck // it only follows the store
 		c.server.Close()
-		err := stopServing(ctx)
+		err := errors.Join(stopFollowing(ctx), stopServing(ctx))
 		if recorder != nil {
 			err = errors.Join(err, recorder.Close(ctx))
 		}

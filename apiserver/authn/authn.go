@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"coracle.dev/coracle/client"
@@ -32,6 +33,8 @@ type Authenticator struct {
 	Bootstrap *Bootstrap
 	// Others verify further tokens, asked in order.
 	Others []Verifier
+	// Reviewer judges tokens that none of these knows; nil for nobody.
+	Reviewer Reviewer
 	// Audiences are those of the API server. Tokens that say nothing of audiences are for these.
 	Audiences []string
 	Now       func() time.Time
@@ -44,6 +47,36 @@ type Verifier interface {
 	// Verify returns the user of a token, false for a token that is not of this sort, or an error that says what is
 	// wrong with one that is.
 	Verify(ctx context.Context, token string) (client.User, bool, error)
+}
+
+// Reviewer judges tokens of any audience.
+type Reviewer interface {
+	// Review returns the user of a token and which of the audiences wanted it is for, false for a token that is not known
+	// or is for others. An error says why it could not be judged, or what is wrong with it.
+	Review(ctx context.Context, token string, want []string) (client.User, []string, bool, error)
+}
+
+// Replaceable is a set of verifiers that another can take the place of at any time.
+type Replaceable struct{ present atomic.Pointer[[]Verifier] }
+
+// Replace has the verifiers asked from now on, and no others.
+func (r *Replaceable) Replace(v []Verifier) { r.present.Store(&v) }
+
+// Verify implements Verifier: it asks them in order.
+func (r *Replaceable) Verify(ctx context.Context, token string) (client.User, bool, error) {
+	var errs []error
+	if all := r.present.Load(); all != nil {
+		for _, v := range *all {
+			user, ok, err := v.Verify(ctx, token)
+			if ok {
+				return user, true, nil
+			}
+			if err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return client.User{}, false, errors.Join(errs...)
 }
 
 // ErrUnauthorized says of a token that nobody knows it.
@@ -104,6 +137,18 @@ func (a *Authenticator) Token(ctx context.Context, token string, want []string) 
 			case ok:
 				return authenticated(user), matched, nil
 			}
+		}
+	}
+	if a.Reviewer != nil {
+		if want == nil {
+			want = a.Audiences
+		}
+		user, matched, ok, err := a.Reviewer.Review(ctx, token, want)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case ok:
+			return authenticated(user), matched, nil
 		}
 	}
 	if len(errs) == 0 {

@@ -64,7 +64,9 @@ type Authorizer interface {
 type Func func(ctx context.Context, a *Attributes) (Decision, string, error)
 
 // Authorize calls f.
-func (f Func) Authorize(ctx context.Context, a *Attributes) (Decision, string, error) { return f(ctx, a) }
+func (f Func) Authorize(ctx context.Context, a *Attributes) (Decision, string, error) {
+	return f(ctx, a)
+}
 
 // Masters allows the group system:masters everything.
 var Masters = Func(func(_ context.Context, a *Attributes) (Decision, string, error) {

@@ -404,8 +404,9 @@ func (r *RBAC) RoleRules(ref rbacv1.RoleRef, namespace string) ([]rbacv1.PolicyR
 	return nil, apierrors.NewNotFound(schema.GroupResource{Group: rbacv1.GroupName, Resource: strings.ToLower(ref.Kind) + "s"}, ref.Name)
 }
 
-// Rules lists what a user may do in a namespace, for SelfSubjectRulesReview. An error says that the list may not be whole.
-func (r *RBAC) Rules(user client.User, namespace string) ([]authorizationv1.ResourceRule, []authorizationv1.NonResourceRule, error) {
+// Rules lists what a user may do in a namespace, for SelfSubjectRulesReview. An error says that the list may not be whole; incomplete, which
+// this never is, that there are rights which cannot be listed.
+func (r *RBAC) Rules(user client.User, namespace string) (_ []authorizationv1.ResourceRule, _ []authorizationv1.NonResourceRule, incomplete bool, _ error) {
 	rules, err := r.PolicyRules(user, namespace)
 	var resources []authorizationv1.ResourceRule
 	var paths []authorizationv1.NonResourceRule
@@ -420,5 +421,5 @@ func (r *RBAC) Rules(user client.User, namespace string) ([]authorizationv1.Reso
 			paths = append(paths, authorizationv1.NonResourceRule{Verbs: rule.Verbs, NonResourceURLs: rule.NonResourceURLs})
 		}
 	}
-	return resources, paths, err
+	return resources, paths, false, err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"reflect"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/apis/apiserver"
@@ -125,6 +126,9 @@ func (f *Flags) Config(own ...string) (*Config, error) {
 	}
 	return check(&apiserver.AuthenticationConfiguration{JWT: []apiserver.JWTAuthenticator{j}}, own)
 }
+
+// SameAnonymous tells whether two configurations let anonymous requests in alike.
+func (c *Config) SameAnonymous(o *Config) bool { return reflect.DeepEqual(c.anonymous, o.anonymous) }
 
 // Anonymous says where requests without credentials are let in, nil if the configuration leaves that to the server.
 func (c *Config) Anonymous() func(path string) bool {
