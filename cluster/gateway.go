@@ -12,12 +12,9 @@ import (
 	"coracle.dev/coracle/mesh/gateway"
 	"coracle.dev/coracle/mesh/proxy"
 	"coracle.dev/coracle/mesh/table"
+	"coracle.dev/coracle/network/overlay"
 	"coracle.dev/coracle/network/policy"
 )
-
-// gatewayBlock has a block's length by whether it is of IPv4: the block at the end of a pod range from which gateways get their addresses.
-// Nodes get their blocks from the front: the two meet in a cluster of 255 nodes.
-var gatewayBlock = map[bool]int{true: 24, false: 120}
 
 // gatewayDrain is how long requests may go on when the cluster stops.
 const gatewayDrain = 5 * time.Second
@@ -49,7 +46,7 @@ func (c *Cluster) addGateways() (stop func(context.Context) error, err error) {
 			return nil, err
 		}
 		for _, r := range c.podRanges() {
-			if pool := lastBlock(r, gatewayBlock[r.Addr().Is4()]); pool.IsValid() {
+			if pool := overlay.GatewayBlock(r); pool.IsValid() {
 				cfg.Pools = append(cfg.Pools, pool)
 			}
 		}
@@ -117,19 +114,6 @@ func loopbacks() ([]netip.Addr, error) {
 		}
 	}
 	return out, nil
-}
-
-// lastBlock is the last block of that length in a range, not valid for one that is too small.
-func lastBlock(r netip.Prefix, bits int) netip.Prefix {
-	if r.Bits() >= bits {
-		return netip.Prefix{}
-	}
-	a := r.Masked().Addr().AsSlice()
-	for bit := r.Bits(); bit < bits; bit++ {
-		a[bit/8] |= 0x80 >> (bit % 8)
-	}
-	last, _ := netip.AddrFromSlice(a)
-	return netip.PrefixFrom(last, bits)
 }
 
 // both stops one thing after the other.

@@ -23,6 +23,38 @@ type Peer struct {
 	Other netip.Addr
 	// Pods are the node's ranges of pod addresses.
 	Pods []netip.Prefix
+	// Gateways are the ranges of gateways' addresses, if the node serves them.
+	Gateways []netip.Prefix
+}
+
+// GatewayBlock is the block at the end of a cluster's range of pod addresses from which gateways get theirs, not valid if the range is
+// too small for one. Nodes get their blocks from the front: the two meet in a cluster of 255 nodes. The node that serves gateways is the server's, which has the first
+// block of the range.
+func GatewayBlock(r netip.Prefix) netip.Prefix {
+	bits := 120
+	if r.Addr().Is4() {
+		bits = 24
+	}
+	if r.Bits() >= bits {
+		return netip.Prefix{}
+	}
+	a := r.Masked().Addr().AsSlice()
+	for bit := r.Bits(); bit < bits; bit++ {
+		a[bit/8] |= 0x80 >> (bit % 8)
+	}
+	last, _ := netip.AddrFromSlice(a)
+	return netip.PrefixFrom(last, bits)
+}
+
+// gatewaysOf are the blocks of gateways that a node with these ranges serves.
+func gatewaysOf(ranges, inside []netip.Prefix) (blocks []netip.Prefix) {
+	for _, c := range inside {
+		b := GatewayBlock(c)
+		if b.IsValid() && slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Addr() == c.Masked().Addr() && !r.Overlaps(b) }) {
+			blocks = append(blocks, b)
+		}
+	}
+	return blocks
 }
 
 // Passed is a node, or a range of one, to which there is no way.
@@ -60,7 +92,7 @@ func Peers(nodes []*corev1.Node, self string, inside []netip.Prefix, v4 bool) ([
 			passed = append(passed, Passed{n.Name, "its InternalIP is that of node " + peers[i].Name})
 			continue
 		}
-		peers = append(peers, Peer{Name: n.Name, Addr: addr, Other: underlay(n, !v4), Pods: ranges})
+		peers = append(peers, Peer{Name: n.Name, Addr: addr, Other: underlay(n, !v4), Pods: ranges, Gateways: gatewaysOf(ranges, inside)})
 	}
 	slices.SortFunc(peers, func(a, b Peer) int { return strings.Compare(a.Name, b.Name) })
 	return peers, passed
@@ -226,20 +258,24 @@ func Decide(self string, own []netip.Prefix, peers []Peer, h Host, s Settings) S
 	var st State
 	var tunnelled []Peer
 	for _, p := range peers {
-		var rest []netip.Prefix
-		for _, r := range p.Pods {
-			// A next hop is of the family of what is routed.
-			via := p.Addr
-			if via.Is4() != r.Addr().Is4() {
-				via = p.Other
+		// what is left of some of its ranges when those that need no tunnel have their ways.
+		rest := func(ranges []netip.Prefix) (rest []netip.Prefix) {
+			for _, r := range ranges {
+				// A next hop is of the family of what is routed.
+				via := p.Addr
+				if via.Is4() != r.Addr().Is4() {
+					via = p.Other
+				}
+				if s.Direct && via.IsValid() && slices.ContainsFunc(h.Subnets, func(n netip.Prefix) bool { return n.Contains(via) }) {
+					st.Direct = append(st.Direct, Route{To: r, Via: via})
+				} else {
+					rest = append(rest, r)
+				}
 			}
-			if s.Direct && via.IsValid() && slices.ContainsFunc(h.Subnets, func(n netip.Prefix) bool { return n.Contains(via) }) {
-				st.Direct = append(st.Direct, Route{To: r, Via: via})
-			} else {
-				rest = append(rest, r)
-			}
+			return rest
 		}
-		if p.Pods = rest; len(rest) > 0 {
+		p.Pods, p.Gateways = rest(p.Pods), rest(p.Gateways)
+		if len(p.Pods) > 0 {
 			tunnelled = append(tunnelled, p)
 		}
 	}
@@ -257,6 +293,11 @@ func Decide(self string, own []netip.Prefix, peers []Peer, h Host, s Settings) S
 			via := nextHop(p.Name, r)
 			t.Neighbours = append(t.Neighbours, Neighbour{Addr: via, MAC: mac})
 			t.Routes = append(t.Routes, Route{To: r, Via: via})
+			for _, g := range p.Gateways {
+				if g.Addr().Is4() == r.Addr().Is4() {
+					t.Routes = append(t.Routes, Route{To: g, Via: via})
+				}
+			}
 		}
 	}
 	st.Tunnel = t

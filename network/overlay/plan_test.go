@@ -42,7 +42,7 @@ func TestPeers(t *testing.T) {
 	}
 	peers, passed := Peers(nodes, "self", prefixes("10.42.0.0/16", "fd42::/56"), true)
 	got := fmt.Sprint(peers)
-	want := "[{a 192.168.0.7 invalid IP [10.42.5.0/24]} {b 192.168.0.2 fd77::2 [10.42.1.0/24 fd42::/64]}]"
+	want := "[{a 192.168.0.7 invalid IP [10.42.5.0/24] []} {b 192.168.0.2 fd77::2 [10.42.1.0/24 fd42::/64] [fd42::ff:ffff:ffff:ffff:ff00/120]}]"
 	if got != want {
 		t.Errorf("peers %s\nwant  %s", got, want)
 	}
