@@ -82,12 +82,10 @@ func TestScripts(t *testing.T) {
 }
 
 func setup(env *testscript.Env, bin string) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freePort()
 	if err != nil {
 		return err
 	}
-	port := l.Addr().(*net.TCPAddr).Port
-	l.Close()
 	data, err := os.MkdirTemp("", "coracle-script-")
 	if err != nil {
 		return err
@@ -122,22 +120,12 @@ func setup(env *testscript.Env, bin string) error {
 func run(ts *testscript.TestScript, neg bool, name string, args ...string) {
 	err := ts.Exec(name, args...)
 	if err != nil && !neg {
-		logTail(ts)
+		explain(ts)
 		ts.Fatalf("%s %s: %v", name, strings.Join(args, " "), err)
 	}
 	if err == nil && neg {
 		ts.Fatalf("%s %s succeeded", name, strings.Join(args, " "))
 	}
-}
-
-// logTail shows the end of the cluster's log beside a failure.
-func logTail(ts *testscript.TestScript) {
-	data, err := os.ReadFile(filepath.Join(ts.Getenv("CORACLE_DATA_DIR"), "coracle.log"))
-	if err != nil {
-		return
-	}
-	lines := bytes.Split(data, []byte("\n"))
-	ts.Logf("the cluster's log ends:\n%s", bytes.Join(lines[max(0, len(lines)-40):], []byte("\n")))
 }
 
 // program FOLDER FILE [PACKAGE] builds a static program from a folder of this tree, which may be a module of its own, or from a
@@ -185,7 +173,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		select {
 		case <-ctx.Done():
-			logTail(ts)
+			explain(ts)
 			ts.Fatalf("after %s %q still gives %s", limit, strings.Join(command, " "), last)
 		case <-time.After(50 * time.Millisecond): // between two looks at the condition
 		}
@@ -292,10 +280,9 @@ func freeport(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: freeport VARIABLE")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := freePort()
 	ts.Check(err)
-	defer l.Close()
-	ts.Setenv(args[0], strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+	ts.Setenv(args[0], strconv.Itoa(port))
 }
 
 // serveRegistry is the command registry VARIABLE NAME...: it serves an image registry until the script

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -17,7 +18,8 @@ import (
 	reviewv1 "k8s.io/api/admission/v1"
 )
 
-// serveWebhooks is the command webhooks NAME: it serves admission webhooks over HTTPS until the script ends, and sets NAME_URL to their
+// serveWebhooks is the command webhooks NAME: it serves webhooks over HTTPS until the script ends (those of admission, and for tokens and
+// rights: see judge), is an OpenID Connect issuer too (see issuer), and sets NAME_URL to their
 // address and NAME_CA to what clientConfig.caBundle holds. A request to URL/x is answered with the file x.json, which is the
 // response (its patch written out), and noted in the file NAME.log: path, operation, resource, name, user, and whether it is a dry run.
 func serveWebhooks(ts *testscript.TestScript, neg bool, args []string) {
@@ -37,12 +39,20 @@ func serveWebhooks(ts *testscript.TestScript, neg bool, args []string) {
 // webhooks answers with files.
 type webhooks struct {
 	dir, log string
+	issuer   issuer
 	mu       sync.Mutex // guards the log
 }
 
 func (h *webhooks) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.issuer.serve(w, r) {
+		return
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil || h.judge(w, body) {
+		return
+	}
 	review := &reviewv1.AdmissionReview{}
-	if err := json.NewDecoder(r.Body).Decode(review); err != nil {
+	if err := json.Unmarshal(body, review); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
