@@ -5,17 +5,16 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // judge answers TokenReviews by the file tokens.json (token to status) and SubjectAccessReviews by rights.json ("user verb resource"
@@ -71,39 +70,48 @@ func (h *webhooks) judge(w http.ResponseWriter, body []byte) bool {
 	return true
 }
 
-// issuer is an OpenID Connect issuer: /issue?claim=value gives a token for the audience coracle.
+// issuer is an OpenID Connect issuer.
 type issuer struct {
-	once sync.Once
-	key  *ecdsa.PrivateKey
-	err  error
+	url string
+	key *ecdsa.PrivateKey
+}
+
+// start signs what the file NAME.claims holds (JSON: claims by name), for the audience coracle, into the files NAME-name.token.
+func (i *issuer) start(ts *testscript.TestScript, name, url string) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	i.key, i.url = key, url
+	data, err := os.ReadFile(ts.MkAbs(name + ".claims"))
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	ts.Check(err)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: key, KeyID: "a"}}, nil)
+	ts.Check(err)
+	all := map[string]map[string]any{}
+	ts.Check(json.Unmarshal(data, &all))
+	for of, claims := range all {
+		for k, v := range map[string]any{"iss": url, "aud": "coracle", "exp": time.Now().Add(time.Hour).Unix()} {
+			if claims[k] == nil {
+				claims[k] = v
+			}
+		}
+		text, err := json.Marshal(claims)
+		ts.Check(err)
+		signed, err := signer.Sign(text)
+		ts.Check(err)
+		token, err := signed.CompactSerialize()
+		ts.Check(err)
+		ts.Check(os.WriteFile(ts.MkAbs(name+"-"+of+".token"), []byte(token), 0o600))
+	}
 }
 
 func (i *issuer) serve(w http.ResponseWriter, r *http.Request) bool {
-	i.once.Do(func() { i.key, i.err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader) })
-	url := "https://" + r.Host
 	switch r.URL.Path {
 	case "/.well-known/openid-configuration":
-		_ = json.NewEncoder(w).Encode(map[string]string{"issuer": url, "jwks_uri": url + "/keys"})
+		_ = json.NewEncoder(w).Encode(map[string]string{"issuer": i.url, "jwks_uri": i.url + "/keys"})
 	case "/keys":
 		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: &i.key.PublicKey, KeyID: "a", Algorithm: "ES256", Use: "sig"}}})
-	case "/issue":
-		claims := map[string]any{"iss": url, "aud": "coracle", "exp": time.Now().Add(time.Hour).Unix()}
-		for _, name := range slices.Sorted(maps.Keys(r.URL.Query())) {
-			claims[name] = r.URL.Query().Get(name)
-		}
-		text, _ := json.Marshal(claims)
-		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: i.key, KeyID: "a"}}, nil)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return true
-		}
-		signed, err := signer.Sign(text)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return true
-		}
-		token, _ := signed.CompactSerialize()
-		fmt.Fprint(w, token)
 	default:
 		return false
 	}

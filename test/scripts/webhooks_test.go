@@ -32,7 +32,9 @@ func serveWebhooks(ts *testscript.TestScript, neg bool, args []string) {
 	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	s.StartTLS()
 	ts.Defer(s.Close)
+	h.issuer.start(ts, args[0], s.URL)
 	ts.Setenv(args[0]+"_URL", s.URL)
+	ts.Setenv(args[0]+"_PEM", strings.ReplaceAll(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})), "\n", `\n`)) // for YAML in quotes
 	ts.Setenv(args[0]+"_CA", base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})))
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -118,11 +119,15 @@ func (f *Flags) Config() (*Config, error) {
 		}
 		return nil, errors.New("cannot specify --authorization-webhook-config-file without mode Webhook")
 	}
+	file, err := filepath.Abs(f.WebhookFile)
+	if err != nil {
+		return nil, err
+	}
 	var c apiserver.AuthorizationConfiguration
 	for _, mode := range modes {
 		a := apiserver.AuthorizerConfiguration{Type: apiserver.AuthorizerType(mode), Name: strings.ToLower(mode)}
 		if a.Type == apiserver.TypeWebhook {
-			a.Name, a.Webhook = "default", f.webhook()
+			a.Name, a.Webhook = "default", f.webhook(file)
 		}
 		c.Authorizers = append(c.Authorizers, a)
 	}
@@ -130,11 +135,11 @@ func (f *Flags) Config() (*Config, error) {
 }
 
 // webhook is the configuration of the mode Webhook. It never stands in the way of other modes.
-func (f *Flags) webhook() *apiserver.WebhookConfiguration {
+func (f *Flags) webhook(file string) *apiserver.WebhookConfiguration {
 	w := &apiserver.WebhookConfiguration{
 		SubjectAccessReviewVersion: f.WebhookVersion, MatchConditionSubjectAccessReviewVersion: "v1", FailurePolicy: apiserver.FailurePolicyNoOpinion,
 		CacheAuthorizedRequests: f.AuthorizedTTL > 0, CacheUnauthorizedRequests: f.UnauthorizedTTL > 0,
-		ConnectionInfo: apiserver.WebhookConnectionInfo{Type: apiserver.AuthorizationWebhookConnectionInfoTypeKubeConfigFile, KubeConfigFile: &f.WebhookFile},
+		ConnectionInfo: apiserver.WebhookConnectionInfo{Type: apiserver.AuthorizationWebhookConnectionInfoTypeKubeConfigFile, KubeConfigFile: &file},
 	}
 	w.Timeout.Duration = 30 * time.Second
 	w.AuthorizedTTL.Duration, w.UnauthorizedTTL.Duration = max(f.AuthorizedTTL, 1), max(f.UnauthorizedTTL, 1) // where nothing is remembered it is not looked at
