@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"time"
 
@@ -252,10 +251,15 @@ func (r *request) forward(b *block, f *forwarder, name string, qtype uint16) out
 	if len(f.upstreams) == 0 {
 		return outcome{rcode: dns.RcodeRefused}
 	}
-	if r.walking && !slices.ContainsFunc(f.upstreams, func(u *upstream) bool { return !u.down() }) {
+	if (r.walking || f.failfast) && f.down() {
 		return outcome{rcode: dns.RcodeServerFailure}
 	}
+	if f.active.Add(1) > f.limit && f.limit > 0 {
+		f.active.Add(-1)
+		return outcome{rcode: dns.RcodeRefused}
+	}
 	m, err := r.exchange(b, f, i)
+	f.active.Add(-1)
 	if err == nil {
 		return foreign(m, b.cache.lifetime(m))
 	}

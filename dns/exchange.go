@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,6 +51,7 @@ func (x *exchanger) ask(ctx context.Context, f *forwarder, i inquiry, tcp bool) 
 	ctx, cancel := context.WithTimeout(ctx, forwardInAll)
 	defer cancel()
 	failed := errNoUpstream
+	var last *dns.Msg // of those that were passed over for what they said
 	for _, u := range f.order() {
 		m, err := exchange(ctx, u.at, i, tcp)
 		if err == nil && m.Truncated && !tcp && f.udp {
@@ -57,6 +59,9 @@ func (x *exchanger) ask(ctx context.Context, f *forwarder, i inquiry, tcp bool) 
 		}
 		if err == nil {
 			u.fails.Store(0)
+			if last = m; slices.Contains(f.failover, m.Rcode) {
+				continue
+			}
 			return m, nil
 		}
 		failed = fmt.Errorf("upstream %s: %w", u.at, err)
@@ -65,6 +70,9 @@ func (x *exchanger) ask(ctx context.Context, f *forwarder, i inquiry, tcp bool) 
 		}
 		u.fails.Add(1)
 		x.probe(u)
+	}
+	if last != nil {
+		return last, nil
 	}
 	return nil, failed
 }

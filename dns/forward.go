@@ -30,6 +30,13 @@ type forwarder struct {
 	upstreams []*upstream
 	policy    string // random, round_robin or sequential
 	next      atomic.Uint32
+	// failover are codes with which an upstream is passed over for the next.
+	failover []int
+	// failfast asks nobody while all are down.
+	failfast bool
+	// limit is how many questions may be under way, 0 for any number; more are refused.
+	limit  int64
+	active atomic.Int64
 	// tcp asks over TCP alone, and udp over UDP first whatever the client came by; tcp counts if both are set.
 	tcp, udp bool
 }
@@ -83,7 +90,24 @@ func (c *compiler) forwardDirective(b *block, l *corefile.Line, args []string) e
 			fails = uint32(n)
 		case "prefer_udp":
 			f.udp = true
-		case "expire", "health_check", "max_concurrent", "next", "failfast_all_unhealthy_upstreams", "failover", "max_age", "max_idle_conns":
+		case "failfast_all_unhealthy_upstreams":
+			f.failfast = true
+		case "max_concurrent":
+			if f.limit, err = strconv.ParseInt(strings.Join(o.Words[1:], " "), 10, 64); err != nil || f.limit < 0 {
+				return o.Errorf("max_concurrent takes a number")
+			}
+		case "failover":
+			for _, w := range o.Words[1:] {
+				if code := dns.StringToRcode[strings.ToUpper(w)]; code != dns.RcodeSuccess {
+					f.failover = append(f.failover, code)
+				}
+			}
+			if len(f.failover) == 0 || len(f.failover) != len(o.Words)-1 {
+				return o.Errorf("failover takes codes such as SERVFAIL, and not NOERROR")
+			}
+		case "health_check", "next":
+			c.note(o, o.Words[0]+" is passed over")
+		case "expire", "max_age", "max_idle_conns": // no connection is kept
 		default:
 			return o.Errorf("forward has no option %q here", o.Words[0])
 		}
@@ -122,6 +146,11 @@ func parseUpstream(text string) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("the upstream %q is not an address, with or without a port", text)
 	}
 	return netip.AddrPortFrom(addr, 53), nil
+}
+
+// down says that none of the upstreams is up.
+func (f *forwarder) down() bool {
+	return !slices.ContainsFunc(f.upstreams, func(u *upstream) bool { return !u.down() })
 }
 
 // order lists the upstreams as they are to be asked: those that are down last.

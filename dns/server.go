@@ -38,10 +38,11 @@ type Config struct {
 
 // Limits of the server.
 const (
-	waitingAtOnce   = 512 // queries that wait for upstreams; more are answered SERVFAIL at once
-	connections     = 512 // over TCP, on each address
-	maxReaders      = 4   // sockets on each address
-	batchSize       = 32  // datagrams that are read at once
+	waitingAtOnce   = 2048 // queries that wait for upstreams; more are answered SERVFAIL at once
+	waitingOfOne    = 512  // of one client, so that it leaves room for others
+	connections     = 512  // over TCP, on each address
+	maxReaders      = 4    // sockets on each address
+	batchSize       = 32   // datagrams that are read at once
 	maxDatagram     = 1500
 	answersByReader = 4096
 )
@@ -55,6 +56,7 @@ type Server struct {
 	conns     []*datagram.Conn
 	streams   []*dns.Server
 	slots     chan struct{}
+	clients   clients
 	exchanger exchanger
 	waiting   sync.WaitGroup // for upstreams
 }
@@ -306,9 +308,8 @@ func (r *reader) later(i int) {
 		return // nobody can be told
 	}
 	peer := *r.batch.Peer(i)
-	select {
-	case s.slots <- struct{}{}:
-	default:
+	from := peer.Addr()
+	if !s.enter(from) {
 		m := new(dns.Msg)
 		m.SetRcode(q, dns.RcodeServerFailure)
 		if out, err := m.Pack(); err == nil {
@@ -318,7 +319,7 @@ func (r *reader) later(i int) {
 		return
 	}
 	s.waiting.Go(func() {
-		defer func() { <-s.slots }()
+		defer s.leave(from)
 		out, err := s.Answer(q, peer.Addr(), false).Pack()
 		if err == nil {
 			err = r.conn.WriteTo(out, &peer)
@@ -327,6 +328,42 @@ func (r *reader) later(i int) {
 			s.Log.Debug("dns answer not sent", "error", err)
 		}
 	})
+}
+
+// clients counts the queries that wait, by who asked. The zero value is empty, and it is safe for concurrent use.
+type clients struct {
+	mu      sync.Mutex // guards waiting
+	waiting map[netip.Addr]int
+}
+
+// enter takes a place for a query that may wait, false if there is none for this client. leave gives it back.
+func (s *Server) enter(from netip.Addr) bool {
+	c := &s.clients
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting[from] >= waitingOfOne {
+		return false
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		return false
+	}
+	if c.waiting == nil {
+		c.waiting = map[netip.Addr]int{}
+	}
+	c.waiting[from]++
+	return true
+}
+
+func (s *Server) leave(from netip.Addr) {
+	<-s.slots
+	c := &s.clients
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting[from]--; c.waiting[from] == 0 {
+		delete(c.waiting, from)
+	}
 }
 
 // ServeDNS answers one query over TCP; it implements dns.Handler.
