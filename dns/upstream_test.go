@@ -39,7 +39,7 @@ func scripted(t testing.TB, say func(q *dns.Msg) [][]byte, stream func(q *dns.Ms
 				return
 			}
 			for _, data := range say(q) {
-				if _, err := packets.WriteTo(data, from); err != nil {
+				if _, err := packets.WriteTo(data, from); err != nil && !errors.Is(err, net.ErrClosed) {
 					t.Error(err)
 				}
 			}
