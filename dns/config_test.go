@@ -23,14 +23,7 @@ import (
 // resolver is an upstream that answers with one address, or SERVFAIL for names that begin with "bad", NXDOMAIN with "no".
 func resolver(t testing.TB, addr string) (netip.AddrPort, *atomic.Int64) {
 	t.Helper()
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	stream, err := net.Listen("tcp", packets.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, stream := bothWays(t)
 	asked := new(atomic.Int64)
 	handler := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
 		asked.Add(1)
@@ -57,6 +50,26 @@ func resolver(t testing.TB, addr string) (netip.AddrPort, *atomic.Int64) {
 		t.Cleanup(func() { _ = s.Shutdown() })
 	}
 	return netip.MustParseAddrPort(packets.LocalAddr().String()), asked
+}
+
+// bothWays opens one port over UDP and TCP.
+func bothWays(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	var last error
+	for range 100 {
+		packets, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stream, err := net.Listen("tcp", packets.LocalAddr().String())
+		if err == nil {
+			return packets, stream
+		}
+		last = err // somebody has that port over TCP
+		packets.Close()
+	}
+	t.Fatal(last)
+	return nil, nil
 }
 
 func record(t testing.TB, text string) dns.RR {

@@ -169,12 +169,7 @@ func TestForward(t *testing.T) {
 	go upstream.ActivateAndServe() //nolint:errcheck // ended below
 	defer upstream.Shutdown()      //nolint:errcheck // it has been active
 
-	at := freePort(t)
-	s, err := New(Config{Client: cluster(t), Domain: "cluster.local", Listen: []netip.AddrPort{at},
-		Host: Host{Upstreams: []netip.AddrPort{netip.MustParseAddrPort(packets.LocalAddr().String())}}, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, at := listening(t, Config{Client: cluster(t), Host: Host{Upstreams: []netip.AddrPort{netip.MustParseAddrPort(packets.LocalAddr().String())}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()
@@ -194,14 +189,25 @@ func TestForward(t *testing.T) {
 	<-ended
 }
 
-func freePort(t *testing.T) netip.AddrPort {
+// listening is a server at a port that nobody else had.
+func listening(t *testing.T, c Config) (*Server, netip.AddrPort) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	c.Domain, c.Log = "cluster.local", slog.New(slog.DiscardHandler)
+	var last error
+	for range 100 {
+		packets, stream := bothWays(t)
+		at := netip.MustParseAddrPort(packets.LocalAddr().String())
+		packets.Close()
+		stream.Close()
+		c.Listen = []netip.AddrPort{at}
+		s, err := New(c)
+		if err == nil {
+			return s, at
+		}
+		last = err
 	}
-	defer l.Close()
-	return netip.MustParseAddrPort(l.Addr().String())
+	t.Fatal(last)
+	return nil, netip.AddrPort{}
 }
 
 func TestCacheEnds(t *testing.T) {

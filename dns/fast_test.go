@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -139,11 +138,7 @@ func TestOneSocket(t *testing.T) {
 	many := slice("many", ips...)
 	commit(t, st, "endpointslices.discovery.k8s.io", many)
 	commit(t, st, "services", &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "many"}, Spec: corev1.ServiceSpec{ClusterIP: "None", ClusterIPs: []string{"None"}}})
-	at := freePort(t)
-	s, err := New(Config{Client: st, Domain: "cluster.local", Listen: []netip.AddrPort{at}, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	s, at := listening(t, Config{Client: st})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error)
 	go func() { ended <- s.Run(ctx) }()

@@ -86,6 +86,7 @@ func (s *Server) begin() error {
 		if loaded, err = s.compile(nil, nil); err != nil {
 			return err
 		}
+		loaded.versions = versions(snapshot) // it was told of
 	}
 	s.settings.Store(loaded)
 	return nil
@@ -120,9 +121,12 @@ func concerns(ev store.Event) bool {
 	return ev.Entry.Namespace == configNamespace && (ev.Entry.Name == configName || ev.Entry.Name == customName)
 }
 
-// reload takes the present configuration over if it is good. Otherwise the last good one stays.
+// reload takes the present configuration over if it is good and another one. Otherwise the last good one stays.
 func (s *Server) reload() {
 	snapshot := s.Client.Snapshot()
+	if versions(snapshot) == s.settings.Load().versions {
+		return // and what upstreams said stays
+	}
 	fresh, err := s.load(snapshot)
 	if err != nil {
 		s.tell(snapshot, err)
@@ -171,7 +175,21 @@ func (s *Server) load(snapshot store.Snapshot) (*settings, error) {
 	if cm, ok := client.ConfigMaps.Get(snapshot, configNamespace, customName); ok {
 		custom = cm.Data
 	}
-	return s.compile(main, custom)
+	loaded, err := s.compile(main, custom)
+	if err == nil {
+		loaded.versions = versions(snapshot)
+	}
+	return loaded, err
+}
+
+// versions are those of the two config maps, "" for one that is missing.
+func versions(snapshot store.Snapshot) (v [2]string) {
+	for i, name := range []string{configName, customName} {
+		if cm, ok := client.ConfigMaps.Get(snapshot, configNamespace, name); ok {
+			v[i] = string(cm.UID) + " " + cm.ResourceVersion
+		}
+	}
+	return v
 }
 
 // compile compiles the texts of the two config maps, either of which may be missing.

@@ -39,6 +39,8 @@ type settings struct {
 	blocks  []*block // those of the longest zones first
 	cache   cache
 	flights singleflight.Group // of questions to upstreams
+	// versions are those of the config maps that it was read from.
+	versions [2]string
 	// notes are about what stands in the configuration and has no meaning here.
 	notes []string
 }

@@ -20,10 +20,7 @@ import (
 // it was asked there, where it answers with one address, or with what stream says.
 func scripted(t testing.TB, say func(q *dns.Msg) [][]byte, stream func(q *dns.Msg) *dns.Msg) (netip.AddrPort, *atomic.Int64) {
 	t.Helper()
-	packets, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	packets, listener := bothWays(t)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -46,10 +43,6 @@ func scripted(t testing.TB, say func(q *dns.Msg) [][]byte, stream func(q *dns.Ms
 		}
 	}()
 	t.Cleanup(func() { packets.Close(); <-ended })
-	listener, err := net.Listen("tcp", packets.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	asked := new(atomic.Int64)
 	started := make(chan struct{})
 	s := &dns.Server{Listener: listener, NotifyStartedFunc: func() { close(started) }, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
@@ -325,6 +318,18 @@ func TestReloadForgets(t *testing.T) {
 		if err := m.Unpack(r.answer(wire(t, new(dns.Msg).SetQuestion("a.org.", dns.TypeA)), time.Now())); err != nil || show(m) != "A 192.0.2.2" {
 			t.Errorf("after it: %v %v", m, err)
 		}
+	}
+}
+
+// TestReloadKeeps holds that what was asked stays where the configuration did not change.
+func TestReloadKeeps(t *testing.T) {
+	up, asked := resolver(t, "192.0.2.1")
+	s := forwarding(t, "forward . UP", up)
+	for range 2 {
+		if got := ask(s, "", "a.org.", dns.TypeA); got != "A 192.0.2.1" || asked.Load() != 1 {
+			t.Errorf("%s, asked %d times", got, asked.Load())
+		}
+		s.reload()
 	}
 }
 
